@@ -1,0 +1,108 @@
+"""The requests of one client that have no terminal answer yet: what was sent, and what has come back.
+
+`client.py` adds to it, the session's thread (`connection.py`) settles. Keeps the request's shared memory until its
+answer has come, and everything needed to send it again.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DuplicateRequest, TensoryardError
+from ..links import Frames
+from ..proto import wire
+from ..proto.codec import Encoded
+from .ledger import CopyLedger
+from .reply import Reply, monotonic
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """One request under way."""
+
+    reply: Reply
+    submit: wire.Submit
+    body: Encoded
+    output_type: type[Any]
+    #: Monotonic seconds; the deadline is None when there is none.
+    sent_at: float
+    deadline: float | None
+    #: Times it was sent again because its result's memory was lost.
+    resends: int = 0
+    #: Outputs taken over from the stream so far.
+    received: int = 0
+    received_bytes: int = 0
+
+    def message(self) -> wire.Submit:
+        """SUBMIT, with what is left of the deadline."""
+        if self.deadline is None:
+            return self.submit
+        left = max(self.deadline - monotonic(), 0.0)
+        fields = {name: getattr(self.submit, name) for name in self.submit.__struct_fields__}
+        return wire.Submit(**{**fields, "deadline_s": left})
+
+    def ledger(self, told: wire.Ledger | None) -> CopyLedger:
+        """The ledger so far."""
+        told = told or wire.Ledger()
+        sent = self.body.socket_bytes + len(wire.encode(self.submit))
+        return CopyLedger(
+            worker=told.worker,
+            shared_bytes_in=self.body.shared_bytes,
+            shared_bytes_out=told.output_shared_bytes,
+            copies_in=self.body.copies,
+            copies_out=told.output_copies,
+            socket_bytes=sent + told.request_socket_bytes + told.output_socket_bytes + self.received_bytes,
+            wait_s=told.wait_s,
+            execute_s=told.execute_s,
+            round_trip_s=monotonic() - self.sent_at,
+        )
+
+
+class PendingTable:
+    """Every request under way, by RequestID. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: dict[str, Pending] = {}
+
+    def add(self, entry: Pending) -> None:
+        """Enter a request; DuplicateRequest when its id is under way already."""
+        key = entry.submit.request_id
+        with self._lock:
+            if key in self._entries:
+                raise DuplicateRequest("this client has a live request with this RequestID", request_id=key)
+            self._entries[key] = entry
+
+    def get(self, request_id: str) -> Pending | None:
+        """The request of an id."""
+        with self._lock:
+            return self._entries.get(request_id)
+
+    def all(self) -> list[Pending]:
+        """Every request under way, oldest first."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def settle(self, request_id: str) -> Pending | None:
+        """The request has ended: strike it off and give its shared memory back."""
+        with self._lock:
+            entry = self._entries.pop(request_id, None)
+        if entry is not None:
+            entry.body.release()
+        return entry
+
+    def fail_all(self, error: type[TensoryardError], text: str) -> None:
+        """End every request with an error."""
+        for entry in self.all():
+            self.settle(entry.submit.request_id)
+            entry.reply.fail(error(text, request_id=entry.submit.request_id))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def frames_of(entry: Pending) -> Frames:
+    """The body's frames, to be sent (again)."""
+    return entry.body.frames

@@ -1,0 +1,59 @@
+"""Run one coordinator as a plain process: `python -m tensoryard.coordinator --name NAME`.
+
+Started by `deploy/local.py`. Writes "address …" or "error …" as one line to `--ready-fd`, and ends when `--life-fd` is closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import threading
+
+import msgspec
+
+from ..errors import TensoryardError
+from ..settings import Settings, from_environment
+from .process import Coordinator
+
+
+def main() -> int:
+    """Serve until SIGTERM, SIGINT, or the end of the process at the other end of `--life-fd`."""
+    parser = argparse.ArgumentParser(prog="python -m tensoryard.coordinator")
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--settings", help="Settings as JSON; else from the environment")
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--life-fd", type=int)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = msgspec.json.decode(args.settings, type=Settings) if args.settings else from_environment()
+    try:
+        coordinator = Coordinator(name=args.name, settings=settings)
+    except TensoryardError as error:
+        _tell(args.ready_fd, f"error {error}")
+        return 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: coordinator.stop())
+    if args.life_fd is not None:
+        threading.Thread(target=_stop_at_end_of, args=(args.life_fd, coordinator), daemon=True).start()
+    _tell(args.ready_fd, f"address {coordinator.address}")
+    coordinator.run()
+    return 0
+
+
+def _tell(ready_fd: int | None, line: str) -> None:
+    """One line to whoever started us."""
+    if ready_fd is not None:
+        os.write(ready_fd, f"{line}\n".encode())
+        os.close(ready_fd)
+
+
+def _stop_at_end_of(fd: int, coordinator: Coordinator) -> None:
+    """Nobody ever writes to this pipe: a read that returns means that the starter has ended."""
+    os.read(fd, 1)
+    coordinator.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+"""The connection file: how processes on this host find a coordinator without being told an address.
+
+Written by `process.py` into the runtime folder, read by clients and the CLI. The coordinator holds a lock on a file
+beside it for as long as it lives, so a file left by a dead coordinator is known for what it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from pathlib import Path
+
+import msgspec
+
+from ..errors import ConfigError, NotConnected
+from ..shm import runtime_dir
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,23}")
+#: A reader holds the lock for microseconds while it looks; a starting coordinator tries again for this long.
+_LOCK_PATIENCE_S = 0.5
+
+
+class Connection(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a running coordinator is."""
+
+    name: str
+    address: str
+    pid: int
+    version: str
+
+
+def check_name(name: str) -> str:
+    """The name of a cluster: at most 24 letters, digits, `-` and `_`; ConfigError otherwise."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"a cluster's name is 1 to 24 letters, digits, '-' and '_', not {name!r}")
+    return name
+
+
+class ConnectionFile:
+    """Claims a cluster's name on this host, and tells others the address once there is one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = check_name(name)
+        folder = runtime_dir()
+        self._path = folder / f"{name}.json"
+        self._lock_fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _lock_within(self._lock_fd, _LOCK_PATIENCE_S):
+            os.close(self._lock_fd)
+            raise ConfigError(
+                f"a coordinator named {name!r} already runs on this host; stop it (`tensoryard down --name {name}`) "
+                "or choose another name",
+            )
+
+    @property
+    def hub_address(self) -> str:
+        """The address in the runtime folder that goes with the name."""
+        return f"ipc://{self._path.with_suffix('.hub')}"
+
+    def publish(self, address: str, version: str) -> None:
+        """Write the file, whole or not at all."""
+        connection = Connection(name=self.name, address=address, pid=os.getpid(), version=version)
+        fresh = self._path.with_suffix(".json.new")
+        fresh.write_bytes(msgspec.json.encode(connection))
+        fresh.replace(self._path)
+
+    def close(self) -> None:
+        """Take the files away and let go of the name."""
+        for suffix in (".json", ".hub"):
+            self._path.with_suffix(suffix).unlink(missing_ok=True)
+        os.close(self._lock_fd)
+
+
+def read_connection(name: str = "default") -> Connection:
+    """The running coordinator of that name; NotConnected when there is none."""
+    folder = runtime_dir()
+    path = folder / f"{check_name(name)}.json"
+    try:
+        connection = msgspec.json.decode(path.read_bytes(), type=Connection)
+    except (FileNotFoundError, msgspec.DecodeError):
+        raise NotConnected(_none_text(name)) from None
+    if not _is_locked(folder / f"{name}.lock"):
+        raise NotConnected(_none_text(name))
+    return connection
+
+
+def connections() -> list[Connection]:
+    """Every coordinator that runs on this host under this user."""
+    found = []
+    for path in sorted(runtime_dir().glob("*.json")):
+        try:
+            found.append(read_connection(path.stem))
+        except (NotConnected, ConfigError):
+            continue
+    return found
+
+
+def _none_text(name: str) -> str:
+    others = [f"{found.name!r}" for found in connections() if found.name != name] if name == "default" else []
+    hint = f"; running are {', '.join(others)}" if others else ""
+    return (
+        f"no coordinator named {name!r} runs on this host{hint}; start one with `tensoryard up FILE`, "
+        "or give an address (or set TENSORYARD_ADDRESS)"
+    )
+
+
+def _lock_within(fd: int, patience_s: float) -> bool:
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

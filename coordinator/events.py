@@ -1,0 +1,201 @@
+"""What happens to the router (events, in the past tense) and what it wants done (effects, verbs): plain data.
+
+`router.py` maps one to the other; the process around it (`process.py`) makes events from messages and acts on effects.
+Structs rather than dataclasses, because one is made for every message: 0.15 µs against 1 µs.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of events. `at`: monotonic seconds, never going back."""
+
+    at: float
+
+
+class RequestArrived(Event, frozen=True):
+    """A client asks for work; `body_bytes` wait in the coordinator, `shared_bytes` in shared memory on `host`."""
+
+    client: str
+    request_id: str
+    task: str
+    model: str
+    priority: int = 0
+    deadline_s: float | None = None
+    host: str = ""
+    shared_bytes: int = 0
+    body_bytes: int = 0
+
+
+class CancelAsked(Event, frozen=True):
+    """A client does not want an answer any more."""
+
+    client: str
+    request_id: str
+
+
+class ClientGone(Event, frozen=True):
+    """A client left or fell silent."""
+
+    client: str
+
+
+class WorkerJoined(Event, frozen=True):
+    """A worker said hello; its pipeline is loading."""
+
+    worker: str
+    host: str = ""
+
+
+class WorkerReadied(Event, frozen=True):
+    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds from before."""
+
+    worker: str
+    model: str
+    task: str
+    deployment: str
+    credits: int
+    hang_limit_s: float = 300.0
+    max_queued: int = 10_000
+    max_queued_bytes: int = 8 << 30
+    running: tuple[tuple[str, int], ...] = ()
+
+
+class WorkerStartFailed(Event, frozen=True):
+    """A worker's factory raised."""
+
+    worker: str
+    deployment: str
+    text: str
+
+
+class WorkerBeat(Event, frozen=True):
+    """A worker lives; `progress` moves while its work moves."""
+
+    worker: str
+    progress: int
+    busy: bool
+
+
+class WorkerGone(Event, frozen=True):
+    """A worker died, left or fell silent."""
+
+    worker: str
+    reason: str
+
+
+class DrainAsked(Event, frozen=True):
+    """A worker is to finish what it holds and leave."""
+
+    worker: str
+
+
+class OutputArrived(Event, frozen=True):
+    """A worker answered: a part of a stream, the last part (`done`), or an error (`code`)."""
+
+    worker: str
+    request_id: str
+    attempt: int
+    seq: int
+    done: bool
+    code: str = ""
+    text: str = ""
+
+
+class DeploymentExpected(msgspec.Struct, frozen=True, kw_only=True):
+    """One deployment as the fleet means it to be."""
+
+    deployment: str
+    model: str
+    task: str
+    replicas: int
+    unhealthy: str = ""
+    max_queued: int = 10_000
+    max_queued_bytes: int = 8 << 30
+
+
+class DeploymentsChanged(Event, frozen=True):
+    """The fleet's list of deployments, complete."""
+
+    deployments: tuple[DeploymentExpected, ...]
+
+
+class ShutdownAsked(Event, frozen=True):
+    """Nothing new is to be accepted."""
+
+
+class Ticked(Event, frozen=True):
+    """Time has passed; deadlines and hung workers are looked at."""
+
+
+class Effect(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of effects."""
+
+
+class SendRequest(Effect, frozen=True):
+    """Give a request to a worker."""
+
+    worker: str
+    request_id: str
+    attempt: int
+    deadline_s: float | None
+
+
+class SendCancel(Effect, frozen=True):
+    """Tell a worker that an attempt is not wanted any more."""
+
+    worker: str
+    request_id: str
+    attempt: int
+
+
+class SendDiscard(Effect, frozen=True):
+    """Tell a worker that the output just received goes to nobody."""
+
+    worker: str
+    request_id: str
+    attempt: int
+    seq: int
+
+
+class SendDrain(Effect, frozen=True):
+    """Tell a worker to finish and leave."""
+
+    worker: str
+
+
+class SendOutput(Effect, frozen=True):
+    """Pass the output just received on to its client."""
+
+    client: str
+    request_id: str
+    seq: int
+    done: bool
+
+
+class SendError(Effect, frozen=True):
+    """End a request with an error."""
+
+    client: str
+    request_id: str
+    code: str
+    text: str
+    retry_after_s: float = 0.0
+    story: tuple[str, ...] = ()
+
+
+class ForgetBody(Effect, frozen=True):
+    """The request has ended; its body is not needed for a retry any more."""
+
+    request_id: str
+
+
+class NotifyFleet(Effect, frozen=True):
+    """Tell the fleet what happened to a worker: ready, start_failed, hung or gone."""
+
+    worker: str
+    deployment: str
+    what: str
+    text: str = ""

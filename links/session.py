@@ -1,0 +1,194 @@
+"""A peer's session with the coordinator: one thread that says hello, beats, and says hello again when it must.
+
+Clients, workers and the fleet each own one and get its callbacks, all in its thread. It reads the messages that keep a
+session alive and hands on all others; `base.py` is what it talks through.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import zmq
+
+from ..errors import ProtocolError, TensoryardError, from_wire
+from ..proto import wire
+from ..settings import Settings
+from ..shm import host_name
+from ..version import __version__
+from .base import Frames, PeerLink
+from .pid_namespace import pid_namespace
+from .zeromq import ZmqPeer
+
+log = logging.getLogger(__name__)
+
+#: While nobody answers, only every so many heartbeats is sent, so that what is queued stays small.
+_LOST_BEAT_FACTOR = 5
+
+
+class Callbacks(Protocol):
+    """What a session tells its owner, in the session's thread. None of these may wait for anything."""
+
+    def on_welcome(self, welcome: wire.Welcome) -> None:
+        """The coordinator knows us: for the first time, again, or a new one."""
+
+    def on_message(self, message: Any, body: Frames) -> None:
+        """Any other message."""
+
+    def on_refused(self, error: TensoryardError) -> None:
+        """The coordinator did not understand, or does not admit us."""
+
+    def on_beat(self, silent_s: float) -> wire.Heartbeat:
+        """About once a heartbeat: seconds since the coordinator was last heard. Returns what to send."""
+
+    def on_failure(self, error: Exception) -> None:
+        """The session's thread ends because of a bug of ours."""
+
+
+class Session:
+    """One peer's conversation. `watch`: further descriptors to wait on, each with what to call when it is readable."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        role: str,
+        name: str,
+        decoder: Any,
+        callbacks: Callbacks,
+        settings: Settings,
+        watch: dict[int, Callable[[], None]] | None = None,
+    ) -> None:
+        self.address = address
+        self._role = role
+        self._name = name
+        self._decoder = decoder
+        self._callbacks = callbacks
+        self._settings = settings
+        self._watch = watch or {}
+        self._outbox: deque[Frames] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._closing = False
+        self._closed = threading.Event()
+        self._asked_at = 0.0
+        #: Monotonic time of the coordinator's last message.
+        self.heard = time.monotonic()
+        self._next_beat = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"tensoryard-{role}", daemon=True)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the coordinator was last heard."""
+        return time.monotonic() - self.heard
+
+    def start(self) -> None:
+        """Connect and say hello."""
+        self._thread.start()
+
+    def post(self, message: wire.Message, body: Frames | tuple[()] = ()) -> None:
+        """Send a message, from any thread."""
+        self._outbox.append([wire.encode(message), *body])
+        self._wake()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Send what is queued, say goodbye, end the thread. Again is harmless."""
+        self._closing = True
+        self._wake()
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _wake(self) -> None:
+        if not self._closed.is_set():
+            os.eventfd_write(self._wake_fd, 1)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        link: PeerLink | None = None
+        try:
+            link = ZmqPeer(self.address, max_frame_bytes=self._settings.max_frame_bytes)
+            self._hello(link)
+            poller = self._poller(link)
+            while not self._closing:
+                self._turn(link, poller)
+            self._flush(link)
+            link.send([wire.encode(wire.Disconnect())])
+        except Exception as error:
+            log.exception("the session of %s %s failed", self._role, self._name)
+            self._callbacks.on_failure(error)
+        finally:
+            if link is not None:
+                link.close()
+            self._closed.set()
+
+    def _poller(self, link: PeerLink) -> zmq.Poller:
+        poller = zmq.Poller()
+        for pollable in (link.pollable, self._wake_fd, *self._watch):
+            poller.register(pollable, zmq.POLLIN)
+        return poller
+
+    def _turn(self, link: PeerLink, poller: zmq.Poller) -> None:
+        ready = dict(poller.poll(max(self._next_beat - time.monotonic(), 0) * 1000))
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
+        for fd, call in self._watch.items():
+            if fd in ready:
+                call()
+        while (frames := link.receive()) is not None:
+            self.heard = time.monotonic()
+            self._receive(link, frames)
+        self._flush(link)
+        if time.monotonic() >= self._next_beat:
+            self._beat(link)
+
+    def _flush(self, link: PeerLink) -> None:
+        while self._outbox:
+            link.send(self._outbox.popleft())
+
+    def _hello(self, link: PeerLink) -> None:
+        """Ask to be let in, unless an answer to that is still due."""
+        now = time.monotonic()
+        if now - self._asked_at < self._settings.heartbeat_s:
+            return
+        self._asked_at = now
+        hello = wire.Hello(
+            version=wire.WIRE_VERSION,
+            role=self._role,
+            name=self._name,
+            host=host_name(),
+            pid=os.getpid(),
+            pid_namespace=pid_namespace(),
+            software=f"tensoryard {__version__}",
+        )
+        link.send([wire.encode(hello)])
+
+    def _beat(self, link: PeerLink) -> None:
+        silent_s = self.silent_s
+        beat = self._callbacks.on_beat(silent_s)
+        link.send([wire.encode(beat)])
+        lost = silent_s > self._settings.liveness_s
+        self._next_beat = time.monotonic() + self._settings.heartbeat_s * (_LOST_BEAT_FACTOR if lost else 1)
+
+    def _receive(self, link: PeerLink, frames: Frames) -> None:
+        try:
+            message = wire.decode(self._decoder, frames[0] if frames else b"")
+        except ProtocolError as error:
+            log.warning("a message from the coordinator was dropped: %s", error)
+            return
+        match message:
+            case wire.Welcome():
+                self._asked_at = 0.0
+                self._callbacks.on_welcome(message)
+            case wire.Rejoin():
+                self._hello(link)
+            case wire.Refused():
+                self._callbacks.on_refused(from_wire(message.code, message.text))
+            case wire.Heartbeat():
+                pass
+            case _:
+                self._callbacks.on_message(message, frames[1:])

@@ -1,0 +1,124 @@
+"""Links over ZeroMQ: ROUTER at the hub, DEALER at each peer.
+
+One of the implementations of `base.py`; works between hosts and within one. ZeroMQ reconnects by itself; that the
+other side is really gone is for heartbeats to find out.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import zmq
+
+from ..errors import ConfigError
+from .base import Frames
+
+#: A frame of this size is sent and received without a copy; below, the bookkeeping costs more than the copy.
+_COPY_BELOW_BYTES = 64 << 10
+#: How long a closing link may still deliver, in milliseconds.
+_LINGER_MS = 500
+_ROUTING_BYTES = 16
+
+
+class ZmqPeer:
+    """A peer's end. Sending never waits: a link's owner bounds what it has in flight."""
+
+    def __init__(self, address: str, *, max_frame_bytes: int) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.set(zmq.ROUTING_ID, b"\x01" + secrets.token_bytes(_ROUTING_BYTES - 1))
+        self._socket.set(zmq.LINGER, _LINGER_MS)
+        # No high-water mark here: a full one would either block the caller or split a multipart message.
+        self._socket.set(zmq.SNDHWM, 0)
+        self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
+        self._socket.set(zmq.RECONNECT_IVL, 50)
+        self._socket.set(zmq.RECONNECT_IVL_MAX, 1000)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self._socket.close(linger=0)
+            raise ConfigError(f"{address!r} is no address: {error}; addresses begin with ipc:// or tcp://") from error
+
+    @property
+    def pollable(self) -> Any:
+        """The socket."""
+        return self._socket
+
+    def send(self, frames: Sequence[Any]) -> None:
+        """Queue a message."""
+        self._socket.send_multipart(frames, copy=_all_small(frames))
+
+    def receive(self) -> Frames | None:
+        """The next message, or None."""
+        return _receive(self._socket)
+
+    def close(self) -> None:
+        """Deliver for at most half a second, then let go."""
+        self._socket.close()
+
+
+class ZmqHub:
+    """The hub's end, bound to one or more addresses."""
+
+    def __init__(self, addresses: Sequence[str], *, max_frame_bytes: int, peer_backlog: int) -> None:
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.set(zmq.LINGER, _LINGER_MS)
+        self._socket.set(zmq.ROUTER_MANDATORY, 1)
+        self._socket.set(zmq.ROUTER_HANDOVER, 1)
+        self._socket.set(zmq.SNDHWM, peer_backlog)
+        # ROUTER looks at a peer's high-water mark once per message, when it reads the identity frame, so refusing at
+        # once cannot take a part of a message and drop the rest.
+        self._socket.set(zmq.SNDTIMEO, 0)
+        self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
+        self.addresses: list[str] = []
+        for address in addresses:
+            self._bind(address)
+
+    def _bind(self, address: str) -> None:
+        if address.startswith("tcp://") and not address.startswith(("tcp://127.", "tcp://localhost", "tcp://[::1]")):
+            self._socket.close(linger=0)
+            raise ConfigError(f"{address} is reachable from other hosts, and this version has no keys to guard it")
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._socket.close(linger=0)
+            raise ConfigError(f"cannot listen on {address}: {error}") from error
+        self.addresses.append(self._socket.get_string(zmq.LAST_ENDPOINT))
+
+    @property
+    def pollable(self) -> Any:
+        """The socket."""
+        return self._socket
+
+    def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
+        """Send to a peer without waiting; False when it is gone or has `peer_backlog` messages unread."""
+        try:
+            self._socket.send_multipart([peer, *frames], copy=_all_small(frames))
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True
+
+    def receive(self) -> tuple[bytes, Frames] | None:
+        """The next message and who sent it, or None."""
+        frames = _receive(self._socket)
+        return (bytes(frames[0]), frames[1:]) if frames is not None else None
+
+    def close(self) -> None:
+        """Deliver for at most half a second, then let go."""
+        self._socket.close()
+
+
+def _all_small(frames: Sequence[Any]) -> bool:
+    return all(memoryview(frame).nbytes < _COPY_BELOW_BYTES for frame in frames)
+
+
+def _receive(socket: zmq.Socket[bytes]) -> Frames | None:
+    """One message; small frames as bytes, large ones as views of ZeroMQ's own memory."""
+    try:
+        frames = socket.recv_multipart(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    return [frame.bytes if len(frame) < _COPY_BELOW_BYTES else frame.buffer for frame in frames]

@@ -1,0 +1,119 @@
+"""Audio: the request, the batch input and the streamed output of `PipelineTask.AUDIO_GENERATION`.
+
+The context a pipeline receives for each request is `AudioContext` in `one_shot.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidRequest
+from .context import BaseContext, GenerationStatus
+from .pipeline import PipelineInputs
+from .request import RequestID
+from .sampling import SamplingParams
+from .validation import require_model, require_options
+
+#: Longest text of one request, in characters: the limit the reference documents, and here enforced.
+MAX_AUDIO_INPUT_CHARS = 4096
+
+
+@dataclass(frozen=True)
+class AudioGenerationRequest:
+    """Ask for speech or other sound.
+
+    `input` is the text to speak (at most 4096 characters); `prompt` (text or token ids) bypasses it. With `streaming`
+    the audio arrives in chunks while it is made. `buffer_speech_tokens` is the tail of a previous request. `options`
+    are the pipeline's own (for speech: voice, rate).
+
+    Raises InvalidRequest (a ValueError) when there is neither `input` nor `prompt`, or the text is too long.
+    """
+
+    request_id: RequestID = field(default_factory=RequestID)
+    model: str = ""
+    input: str | None = None
+    audio_prompt_tokens: list[int] = field(default_factory=list)
+    audio_prompt_transcription: str = ""
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    _assistant_message_override: str | None = None
+    prompt: list[int] | str | None = None
+    streaming: bool = True
+    buffer_speech_tokens: npt.NDArray[np.integer[Any]] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_model(self.model)
+        require_options(self.options)
+        if self.input is None and self.prompt is None:
+            raise InvalidRequest("an AudioGenerationRequest needs `input` (a text) or `prompt` (a text or token ids)")
+        for name in ("input", "prompt"):
+            value = getattr(self, name)
+            if isinstance(value, str) and len(value) > MAX_AUDIO_INPUT_CHARS:
+                raise InvalidRequest(
+                    f"`{name}` has {len(value)} characters, at most {MAX_AUDIO_INPUT_CHARS} are taken; split the text",
+                )
+
+    def __str__(self) -> str:
+        return str(self.request_id)
+
+
+AudioGenerationContextType = TypeVar("AudioGenerationContextType", bound=BaseContext)
+_ContextType = TypeVar("_ContextType")
+
+
+@dataclass(frozen=True)
+class AudioGenerationInputs(PipelineInputs, Generic[_ContextType]):
+    """A batch: RequestID to context."""
+
+    batch: dict[RequestID, _ContextType]
+
+
+class AudioGenerationMetadata(msgspec.Struct, tag=True, omit_defaults=True, kw_only=True):
+    """What is known about a piece of audio; every field may be absent (None)."""
+
+    #: Hz.
+    sample_rate: int | None = None
+    #: Seconds.
+    duration: float | None = None
+    #: Position of this chunk in the stream, from 0.
+    chunk_id: int | None = None
+    timestamp: str | None = None
+    final_chunk: bool | None = None
+    model_name: str | None = None
+    request_id: RequestID | None = None
+    tokens_generated: int | None = None
+    #: Seconds.
+    processing_time: float | None = None
+    echo: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set; 0, False and "" count as set, `request_id` becomes its string."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: str(v) if isinstance(v, RequestID) else v for name, v in fields.items() if v is not None}
+
+
+def _no_audio() -> npt.NDArray[np.float32]:
+    return np.empty(0, np.float32)
+
+
+class AudioGenerationOutput(msgspec.Struct, tag=True, omit_defaults=True):
+    """One chunk of audio, or the whole: float32 samples in [-1, 1], `(samples,)` or `(channels, samples)`.
+
+    `is_done` follows `final_status`: ACTIVE means that more chunks come.
+    """
+
+    final_status: GenerationStatus
+    steps_executed: int
+    audio_data: npt.NDArray[np.float32] = msgspec.field(default_factory=_no_audio)
+    buffer_speech_tokens: npt.NDArray[np.integer[Any]] | None = None
+    metadata: AudioGenerationMetadata = msgspec.field(default_factory=AudioGenerationMetadata)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this is the last chunk."""
+        return self.final_status.is_done

@@ -1,0 +1,87 @@
+"""Generated media: `GenerationOutput` and the content parts it carries.
+
+Arrays in a content part travel like any other: by shared-memory handle when large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidRequest
+from .context import GenerationStatus
+from .request import RequestID
+
+
+class OutputTextContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
+    """Text beside the media."""
+
+    text: str
+
+
+class OutputImageContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_image"):
+    """One image: raw pixels in `image` (`(height, width[, channels])`), or encoded, as base64 in `image_data`."""
+
+    image: npt.NDArray[Any] | None = None
+    image_data: str | None = None
+    format: str | None = None
+    detail: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is not None and self.image.ndim not in (2, 3):
+            raise InvalidRequest(f"an image has 2 or 3 dimensions, not {self.image.ndim}")
+
+
+class OutputVideoContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_video"):
+    """Frames of one clip: uint8 `(time, height, width, channels)`, and how many are shown per second."""
+
+    frames: npt.NDArray[np.uint8]
+    frames_per_second: float | None = None
+    format: str | None = None
+
+
+class OutputAudioContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_audio"):
+    """Sound: float32 `(channels, samples)` and its sample rate in Hz."""
+
+    samples: npt.NDArray[np.float32]
+    sample_rate: int
+    format: str | None = None
+
+
+OutputContent = OutputTextContent | OutputImageContent | OutputVideoContent | OutputAudioContent
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a request consumed and made, in tokens."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class GenerationOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
+    """The media made for one request, complete or (with `final_status` ACTIVE) so far."""
+
+    request_id: RequestID
+    final_status: GenerationStatus
+    output: list[OutputContent]
+    usage: Usage | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this ends its request."""
+        return self.final_status.is_done
+
+    @property
+    def images(self) -> list[npt.NDArray[Any]]:
+        """The raw pixels of every image part, in order."""
+        return [part.image for part in self.output if isinstance(part, OutputImageContent) and part.image is not None]
+
+    @classmethod
+    def of_images(cls, request_id: RequestID, images: Sequence[npt.NDArray[Any]]) -> GenerationOutput:
+        """A finished answer of raw images, `(height, width[, channels])` each."""
+        parts: list[OutputContent] = [OutputImageContent(image=image) for image in images]
+        return cls(request_id=request_id, final_status=GenerationStatus.END_OF_SEQUENCE, output=parts)

@@ -1,0 +1,97 @@
+"""Request identity: what names a piece of work from the client through the coordinator to a worker and back.
+
+The envelopes (`wire.py`) carry the id as a plain string; the request types of each task (`embeddings.py`, `pixels.py`,
+`audio.py`) carry a `RequestID`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import FrozenInstanceError
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from ..errors import InvalidRequest
+
+#: Longest accepted id, in characters: ids are map keys, log fields and metric exemplars, so they stay short.
+MAX_REQUEST_ID_CHARS = 128
+
+
+class RequestID:
+    """The name of one request: a short printable string, 32 lowercase hex digits when not given.
+
+    Immutable, hashable, compared by value, never equal to a bare string. On the wire it is its string, also as a map
+    key. A hand-written class, because msgspec always writes a dataclass as a map (docs/decisions/0003-request-id.md).
+
+    Raises InvalidRequest (a ValueError) for a value that is not a str, is empty, longer than 128 characters or not
+    printable.
+    """
+
+    __match_args__ = ("value",)
+    __slots__ = ("value",)
+    value: str
+
+    def __init__(self, value: str | None = None) -> None:
+        if value is None:
+            value = uuid.uuid4().hex
+        elif not isinstance(value, str) or not 0 < len(value) <= MAX_REQUEST_ID_CHARS or not value.isprintable():
+            raise InvalidRequest(
+                f"a RequestID is 1 to {MAX_REQUEST_ID_CHARS} printable characters, not {_short(value)}; "
+                "leave it out to get a fresh one",
+            )
+        object.__setattr__(self, "value", value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def to_wire(self) -> str:
+        """The string that travels."""
+        return self.value
+
+    @classmethod
+    def from_wire(cls, value: object) -> RequestID:
+        """The id a received value stands for; InvalidRequest for what is no id, None included."""
+        if not isinstance(value, str):
+            raise InvalidRequest(f"a RequestID travels as a text, not as a {type(value).__name__}")
+        return cls(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RequestID) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __str__(self) -> str:
+        return self.value
+
+    def __repr__(self) -> str:
+        return f"RequestID(value={self.value!r})"
+
+    def __reduce__(self) -> tuple[type[RequestID], tuple[str]]:
+        return (RequestID, (self.value,))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+#: Marks synthetic work (warm-up, graph capture) inside a worker; it never travels, so no client's id can meet it.
+DUMMY_REQUEST_ID = RequestID("cuda_graph_dummy")
+
+
+@runtime_checkable
+class Request(Protocol):
+    """Anything that carries a `request_id` and prints as it."""
+
+    @property
+    def request_id(self) -> RequestID:
+        """The id of this request."""
+        ...
+
+    def __str__(self) -> str: ...
+
+
+RequestType = TypeVar("RequestType", bound=Request, contravariant=True)

@@ -1,0 +1,82 @@
+"""Every setting, with unit, default and reason; the one place that reads the environment.
+
+Components take a `Settings` and never look at the environment themselves. docs/settings.md is generated from here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .errors import ConfigError
+
+#: Variables of ours that are no settings: each is read by the one function named.
+OTHER_VARIABLES = {
+    "TENSORYARD_ADDRESS": "where `connect()` looks for the coordinator",
+    "TENSORYARD_RUNTIME_DIR": "the folder of sockets and connection files",
+    "TENSORYARD_HOST": "this host's identity, where the host name does not tell hosts apart",
+    "TENSORYARD_GPU": "0: never look for a GPU",
+}
+
+
+def _setting(default: Any, reason: str) -> Any:
+    return field(default=default, metadata={"reason": reason})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a process of the cluster behaves. Raises ConfigError, naming the key, for a value out of range."""
+
+    pool_budget_bytes: int | None = _setting(None, "most shared memory of one process; none: an eighth of the machine's")
+    pool_idle_s: float = _setting(30.0, "a segment nobody uses goes back to the system after this")
+    claim_timeout_s: float = _setting(60.0, "a result that its client does not claim within this is dropped")
+    threshold_bytes: int = _setting(64 << 10, "arrays from this size on go by handle; smaller ones inside the message")
+    heartbeat_s: float = _setting(1.0, "how often peers tell each other that they live")
+    liveness_s: float = _setting(10.0, "silence after which a peer counts as gone")
+    max_frame_bytes: int = _setting(256 << 20, "largest single frame; large arrays should go by handle")
+    max_message_bytes: int = _setting(1 << 30, "largest message, all frames together")
+    max_in_flight: int = _setting(4096, "requests one client may have live in the coordinator")
+    peer_backlog: int = _setting(10_000, "messages that may wait for a peer that does not read; beyond, it is dropped")
+    reconnect_s: float = _setting(15.0, "how long a client waits for a coordinator to come back")
+    allocate_timeout_s: float = _setting(5.0, "how long a full pool is waited for before the caller gets PoolExhausted")
+    orphan_s: float = _setting(30.0, "a worker that has not heard of a coordinator for this long ends itself")
+    drain_s: float = _setting(30.0, "how long workers may take to finish when they are told to leave")
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"setting `{entry.name}` must be above 0, not {value!r}")
+        if self.liveness_s < 2 * self.heartbeat_s:
+            raise ConfigError("setting `liveness_s` must be at least twice `heartbeat_s`, or a late beat ends a peer")
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from TENSORYARD_<NAME> variables; a bad value or an unknown name is a ConfigError that names it."""
+    environ = os.environ if environ is None else environ
+    known = {f"TENSORYARD_{entry.name.upper()}": entry for entry in fields(Settings)}
+    values = {}
+    for key in (key for key in environ if key.startswith("TENSORYARD_") and key not in OTHER_VARIABLES):
+        if key not in known:
+            raise ConfigError(f"{key} is no setting; known are {', '.join(sorted([*known, *OTHER_VARIABLES]))}")
+        values[known[key].name] = _number(key, environ[key], whole="int" in str(known[key].type))
+    return Settings(**values)
+
+
+def _number(key: str, text: str, *, whole: bool) -> float:
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise ConfigError(f"{key} must be {kind}, not {text!r}") from None
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table: the content of docs/settings.md."""
+    rows = ["| setting | environment | type | default | reason |", "|---|---|---|---|---|"]
+    for entry in fields(Settings):
+        name = f"TENSORYARD_{entry.name.upper()}"
+        rows.append(f"| `{entry.name}` | `{name}` | {entry.type} | {entry.default} | {entry.metadata['reason']} |")
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,22 @@
+"""Shared memory: sealed segments, the tensor pool, leases and the handles that travel.
+
+The ground layer: numpy and the operating system only, and `errors.py`. A process has one `Pool` (what it owns) and one
+`Reader` (what others own).
+"""
+
+from .handle import SharedMemoryArray
+from .os_memory import host_name
+from .pool import LiveBlock, Loan, Pool, PoolStatistics
+from .reader import Reader
+from .runtime_dir import runtime_dir
+
+__all__ = [
+    "LiveBlock",
+    "Loan",
+    "Pool",
+    "PoolStatistics",
+    "Reader",
+    "SharedMemoryArray",
+    "host_name",
+    "runtime_dir",
+]

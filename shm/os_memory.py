@@ -1,0 +1,186 @@
+"""Every call to the operating system about memory: sealed memfds, mappings, free memory, the host's name.
+
+`segment.py` lays blocks out in the memory made here, `server.py` and `reader.py` pass the descriptors; nothing else
+in the project maps memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import mmap
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ForgedHandle, PoolExhausted
+
+PAGE_BYTES = mmap.PAGESIZE
+#: Linux constants that Python 3.11's mmap and fcntl modules do not name.
+_MADV_POPULATE_WRITE = 23
+_F_SEAL_FUTURE_WRITE = 0x0010
+#: What a reader relies on: the memory can neither shrink under its mapping (SIGBUS) nor be mapped writable by it.
+_SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_SEGMENT_SEALS = _SIZE_SEALS | _F_SEAL_FUTURE_WRITE
+#: Memory left to the rest of the machine when a segment is reserved: an allocation error is better than the OOM killer.
+_HEADROOM_BYTES = 64 << 20
+#: Where the kernel tells what the machine and the control group have.
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Mapping:
+    """One mapped memfd. Arrays made by `bytes_at` keep it mapped; it is unmapped when the last of them is gone."""
+
+    __slots__ = ("__weakref__", "_map", "address", "size_bytes", "writable")
+
+    def __init__(self, fd: int, size_bytes: int, *, writable: bool) -> None:
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, access)
+        self.size_bytes = size_bytes
+        self.writable = writable
+        self.address: int = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
+
+    def words(self, count: int) -> npt.NDArray[np.uint64]:
+        """The first `count` 8-byte words as an array."""
+        return np.frombuffer(self._map, np.uint64, count)
+
+    def bytes_at(self, offset: int, size_bytes: int, owner: Any = None) -> npt.NDArray[np.uint8]:
+        """`size_bytes` bytes from `offset`, as an array whose life keeps the mapping, and `owner`, alive."""
+        return np.asarray(_Span(self, offset, size_bytes, owner))
+
+
+class _Span:
+    """A stretch of a mapping, presented to numpy by address; numpy keeps it as the base of every view made from it."""
+
+    __slots__ = ("__array_interface__", "__weakref__", "_mapping", "_owner")
+
+    def __init__(self, mapping: Mapping, offset: int, size_bytes: int, owner: Any) -> None:
+        if offset < 0 or size_bytes < 0 or offset + size_bytes > mapping.size_bytes:
+            raise ForgedHandle(f"bytes {offset}..{offset + size_bytes} lie outside a segment of {mapping.size_bytes}")
+        self._mapping = mapping
+        self._owner = owner
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (mapping.address + offset, not mapping.writable),
+        }
+
+
+def create_sealed(size_bytes: int) -> tuple[int, Mapping]:
+    """A new memfd and its writable mapping: reserved, pre-faulted, then sealed so that no one else can write to it.
+
+    Raises PoolExhausted when the machine has no memory for it.
+    """
+    available = available_memory_bytes()
+    if size_bytes + _HEADROOM_BYTES > available:
+        raise PoolExhausted(
+            f"{size_bytes} bytes of shared memory were asked for and the machine has {available} left; "
+            "free memory, or lower the pool's budget so that callers wait instead",
+        )
+    with _new_memfd("tensoryard", size_bytes) as fd:
+        mapping = Mapping(fd, size_bytes, writable=True)
+        _prefault(mapping)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEGMENT_SEALS | fcntl.F_SEAL_SEAL)
+    return fd, mapping
+
+
+def create_table(size_bytes: int) -> tuple[int, Mapping]:
+    """A new memfd of fixed size that both sides may write to: a lease table. Raises PoolExhausted."""
+    with _new_memfd("tensoryard-leases", size_bytes) as fd:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
+        mapping = Mapping(fd, size_bytes, writable=True)
+    return fd, mapping
+
+
+def attach(fd: int, *, writable: bool = False) -> Mapping:
+    """Map a descriptor that another process handed over; ForgedHandle when it lacks the seals a reader relies on."""
+    wanted = _SIZE_SEALS if writable else _SEGMENT_SEALS
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        sealed = 0
+    size_bytes = os.fstat(fd).st_size
+    if sealed & wanted != wanted or size_bytes < PAGE_BYTES:
+        raise ForgedHandle("the descriptor received is not a sealed segment of Tensoryard")
+    return Mapping(fd, size_bytes, writable=writable)
+
+
+@contextlib.contextmanager
+def _new_memfd(name: str, size_bytes: int) -> Iterator[int]:
+    """A memfd with every page backed now, so that a full memory is an error here, not a SIGBUS at a later write."""
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(fd, 0, size_bytes)
+            yield fd
+        except BaseException:
+            os.close(fd)
+            raise
+    except OSError as error:
+        raise PoolExhausted(
+            f"the system refused {size_bytes} bytes of shared memory ({error.strerror}); free memory, or lower the "
+            "pool's budget so that callers wait instead; for too many open files, raise the limit (ulimit -n)",
+        ) from error
+
+
+def _prefault(mapping: Mapping) -> None:
+    """Enter every page into our page table, so that the first write runs at memory speed (docs/performance.md)."""
+    try:
+        mapping._map.madvise(_MADV_POPULATE_WRITE)  # noqa: SLF001 - same file, and the only place that touches pages
+    except OSError:  # before Linux 5.14
+        np.frombuffer(mapping._map, np.uint8)[::PAGE_BYTES] = 0  # noqa: SLF001
+
+
+def available_memory_bytes() -> int:
+    """What the machine, or the control group we run in, can still give."""
+    available = _field(_MEMINFO, r"MemAvailable:\s+(\d+)", default=1 << 50) * 1024
+    limit = _field(_CGROUP / "memory.max", r"(\d+)", default=0)
+    if limit:
+        used = _field(_CGROUP / "memory.current", r"(\d+)", default=0)
+        # The cache of files counts as used there, and is given up when memory is wanted: large models fill it.
+        cache = sum(
+            _field(_CGROUP / "memory.stat", rf"\b{kind}_file (\d+)", default=0) for kind in ("active", "inactive")
+        )
+        available = min(available, max(limit - used + cache, 0))
+    return available
+
+
+def total_memory_bytes() -> int:
+    """The machine's memory, or the control group's limit if that is lower."""
+    total = _field(_MEMINFO, r"MemTotal:\s+(\d+)", default=1 << 20) * 1024
+    limit = _field(_CGROUP / "memory.max", r"(\d+)", default=0)
+    return min(total, limit) if limit else total
+
+
+def _field(path: Path, pattern: str, *, default: int) -> int:
+    try:
+        found = re.search(pattern, path.read_text())
+    except OSError:
+        return default
+    return int(found[1]) if found else default
+
+
+def host_name() -> str:
+    """What identifies this host: handles are good only where they were made.
+
+    16 hex digits of the kernel's boot id and the host's name (containers and namespaces that share a kernel differ in
+    the latter); $TENSORYARD_HOST overrides it.
+    """
+    override = os.environ.get("TENSORYARD_HOST")
+    if override:
+        return override
+    try:
+        boot = _BOOT_ID.read_text()
+    except OSError:
+        boot = ""
+    return hashlib.blake2b(f"{boot}{socket.gethostname()}".encode(), digest_size=8).hexdigest()

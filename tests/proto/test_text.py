@@ -1,0 +1,976 @@
+"""Text: messages and requests are checked when built; a context advances, ends, moves and is preempted as promised."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from tensoryard.errors import InvalidRequest
+from tensoryard.proto.codec import decode_body, encode_body
+from tensoryard.proto.context import BaseContext, GenerationStatus
+from tensoryard.proto.eos import EOSTracker
+from tensoryard.proto.request import DUMMY_REQUEST_ID, RequestID
+from tensoryard.proto.sampling import SamplingParams
+from tensoryard.proto.text import (
+    BatchType,
+    ImageContentPart,
+    SpecDecodingState,
+    TextContentPart,
+    TextContext,
+    TextGenerationContext,
+    TextGenerationInputs,
+    TextGenerationOutput,
+    TextGenerationRequest,
+    TextGenerationRequestMessage,
+    TextGenerationResponseFormat,
+    VideoContentPart,
+)
+from tensoryard.proto.tokens import LogProbabilities, TokenBuffer
+
+ACTIVE = GenerationStatus.ACTIVE
+END = GenerationStatus.END_OF_SEQUENCE
+FULL = GenerationStatus.MAXIMUM_LENGTH
+CANCELLED = GenerationStatus.CANCELLED
+
+
+def buffer_of(n):
+    return TokenBuffer(np.arange(100, 100 + n, dtype=np.int64))
+
+
+def context_of(prompt=4, *, max_length=100, ids=(2,), sequences=(), strings=(), min_new=0, **fields):
+    return TextContext(
+        tokens=buffer_of(prompt),
+        max_length=max_length,
+        eos_tracker=EOSTracker(eos_token_ids=ids, eos_sequences=sequences, eos_stop_strings=strings),
+        sampling_params=SamplingParams(min_new_tokens=min_new, seed=1),
+        **fields,
+    )
+
+
+def travelled(value, kind=None):
+    return decode_body(encode_body(value).frames, kind or type(value))
+
+
+def probabilities(value=-0.5):
+    return LogProbabilities([value], [{1: value}], [1])
+
+
+class Matcher:
+    """A grammar that allows everything but 13."""
+
+    def __init__(self):
+        self.consumed = []
+
+    def try_consume_tokens(self, tokens):
+        if 13 in tokens:
+            return 0
+        self.consumed.extend(tokens)
+        return len(tokens)
+
+
+# Messages
+
+
+def message(content, role="user", **fields):
+    return TextGenerationRequestMessage(role=role, content=content, **fields)
+
+
+def test_parts_carry_their_type():
+    """Each part has its literal type, and takes no other."""
+    assert TextContentPart(type="text", text="a").type == "text"
+    assert (ImageContentPart().type, VideoContentPart().type) == ("image", "video")
+    for wrong in (
+        lambda: TextContentPart(type="image", text="a"),
+        lambda: TextContentPart(text=5),
+        lambda: ImageContentPart(max_long_side_pixel="big"),
+        lambda: VideoContentPart(fps=float("inf")),
+        lambda: VideoContentPart(fps=float("nan")),
+    ):
+        with pytest.raises(InvalidRequest):
+            wrong()
+    with pytest.raises(AttributeError):
+        TextContentPart(text="a").text = "b"
+
+
+def test_content_is_normalised():
+    """Dicts become parts, ready parts stay, None is an empty text."""
+    part = TextContentPart(text="c")
+    built = message([{"type": "text", "text": "a"}, {"type": "text", "content": "b"}, part, {"type": "text"}])
+    assert [item.text for item in built.content] == ["a", "b", "c", ""]
+    assert built.content[2] is part
+    assert message([{"type": "text", "text": "", "content": "x"}]).content[0].text == "x"
+    assert message(None).content == ""
+    assert TextGenerationRequestMessage(role="assistant").content == ""
+    assert message([]).content == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        5,
+        {"type": "text"},
+        [5],
+        ["text"],
+        [{"text": "no type"}],
+        [{"type": "image_url", "image_url": {"url": "http://x"}}],
+        [{"type": "video_url"}],
+        [{"type": "audio"}],
+        [{"type": ["text"]}],
+        [{"type": "text", "text": 5}],
+        [{"type": "image", "max_long_side_pixel": "big"}],
+    ],
+)
+def test_content_that_is_none(content):
+    """Anything but texts, parts and their dicts is an input error."""
+    with pytest.raises(InvalidRequest):
+        message(content)
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool", "function", "root"])
+def test_roles(role):
+    """The six roles there are."""
+    assert message("x", role=role).role == role
+
+
+@pytest.mark.parametrize("fields", [{"role": "developer"}, {"role": 5}, {"tool_call_id": 5}, {"tool_calls": [5]}])
+def test_message_fields_are_checked(fields):
+    """An unknown role or a field of the wrong kind is an input error that names it."""
+    with pytest.raises(InvalidRequest, match=next(iter(fields))):
+        message("x", **{"role": "user", **fields})
+
+
+def test_flatten_content():
+    """Texts are joined by newlines, an empty first one too; what is set goes along."""
+    assert message([{"type": "text", "text": ""}, {"type": "text", "text": "b"}]).flatten_content() == {
+        "role": "user",
+        "content": "\nb",
+    }
+    flat = message("x", tool_call_id="7", tool_calls=[], reasoning_content="hm").flatten_content()
+    assert flat == {"role": "user", "content": "x", "tool_calls": [], "tool_call_id": "7", "reasoning_content": "hm"}
+    with pytest.raises(InvalidRequest):
+        message([{"type": "image"}]).flatten_content()
+
+
+def test_counts_of_placeholders():
+    """Images and videos, 0 for a text."""
+    built = message([{"type": "image"}, {"type": "video"}, {"type": "image"}])
+    assert (built.number_of_images, built.number_of_videos) == (2, 1)
+    assert message("image").number_of_images == 0
+
+
+def test_weakness_40_hints_in_dicts_are_kept():
+    """The sizing hints of image and video dicts reach the part, also after the wire."""
+    built = message(
+        [
+            {"type": "image", "detail": "high", "max_long_side_pixel": 512},
+            {"type": "video", "fps": 2, "max_frames": 8, "detail": "low", "max_long_side_pixel": 64, "extra": 1},
+        ],
+    )
+    for one in (built, travelled(built)):
+        assert one.content[0] == ImageContentPart(detail="high", max_long_side_pixel=512)
+        assert one.content[1] == VideoContentPart(fps=2.0, max_frames=8, detail="low", max_long_side_pixel=64)
+
+
+# Requests
+
+
+def request_of(**fields):
+    return TextGenerationRequest(**{"request_id": RequestID("r"), "model_name": "m", **fields})
+
+
+def test_request_defaults():
+    """The documented defaults; a fresh id when none is given."""
+    request = TextGenerationRequest(RequestID("r"), "m", "prompt")
+    assert (request.prompt, request.messages, request.images, request.videos) == ("prompt", [], [], [])
+    assert (request.timestamp_ns, request.request_path, request.logprobs, request.echo) == (0, "/", 0, False)
+    assert request.decoded_images == []
+    assert str(request) == "r"
+    assert TextGenerationRequest(model_name="m").request_id != TextGenerationRequest(model_name="m").request_id
+    with pytest.raises(TypeError):
+        hash(request)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.prompt = "other"
+
+
+def test_token_prompts_become_lists_of_ints():
+    """Any sequence of ids is taken, numpy's too."""
+    for prompt in ([1, 2], (1, 2), range(1, 3), np.array([1, 2]), [np.int32(1), 2]):
+        found = request_of(prompt=prompt).prompt
+        assert found == [1, 2]
+        assert {type(token) for token in found} == {int}
+    assert request_of(prompt=[]).prompt == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_name": ""},
+        {"prompt": 5},
+        {"prompt": [1.5]},
+        {"prompt": [True]},
+        {"prompt": [-1]},
+        {"prompt": [2**63]},
+        {"prompt": b"ab"},
+        {"prompt": np.array([0.5])},
+        {"prompt": "a", "messages": [{"role": "user", "content": "b"}]},
+        {"messages": [5]},
+        {"messages": ["text"]},
+        {"messages": {"role": "user"}},
+        {"messages": [{"content": "no role"}]},
+        {"messages": [{"role": "developer", "content": "x"}]},
+        {"logprobs": -1},
+        {"max_decoded_bytes": -1},
+        {"sampling_params": {"top_k": 1}},
+        {"cache_salt": "x" * 513},
+        {"response_format": {"typ": "json"}},
+        {"response_format": 5},
+        {"images": ["path.png"]},
+        {"videos": b"bytes"},
+        {"images": [b"1"], "prompt": "text"},
+        {"videos": [b"1"], "prompt": "text"},
+        {"images": [b"1"], "prompt": [1, 2]},
+        {"images": [b"1"]},
+        {"images": [b"1"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]},
+        {
+            "images": [b"1"],
+            "decoded_images": [None, None],
+            "messages": [{"role": "user", "content": [{"type": "image"}]}],
+        },
+    ],
+)
+def test_requests_that_are_wrong(fields):
+    """Each is an InvalidRequest, a ValueError: no other kind of error."""
+    with pytest.raises(InvalidRequest):
+        request_of(**fields)
+
+
+def test_an_empty_prompt_beside_messages():
+    """An empty text is no prompt."""
+    assert request_of(prompt="", messages=[{"role": "user", "content": "x"}]).messages[0].content == "x"
+
+
+def test_lists_are_the_requests_own():
+    """The caller's later changes are not seen."""
+    messages, images = [{"role": "user", "content": [{"type": "image"}]}], [b"1"]
+    request = request_of(messages=messages, images=images)
+    messages.clear()
+    images.clear()
+    assert (len(request.messages), request.images) == (1, [b"1"])
+
+
+def test_response_format_from_a_dict():
+    """A dict is taken for the struct; None and {} are different schemas."""
+    request = request_of(response_format={"type": "json_schema", "json_schema": {}})
+    assert request.response_format == TextGenerationResponseFormat(type="json_schema", json_schema={})
+    assert TextGenerationResponseFormat("json_object").json_schema is None
+
+
+def test_images_for_processing():
+    """Decoded where it has been, else the bytes."""
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "image"}]}]
+    assert request_of(messages=messages, images=[b"1", b"2"]).images_for_processing() == [b"1", b"2"]
+    request = request_of(messages=messages, images=[b"1", b"2"], decoded_images=[None, "pixels"])
+    assert request.images_for_processing() == [b"1", "pixels"]
+    request.decoded_images.pop()
+    with pytest.raises(ValueError, match="zip"):
+        request.images_for_processing()
+
+
+def test_requests_travel_without_decoded_images():
+    """Every field comes back equal, decoded images stay behind, tools keep keys that are not ours."""
+    tools = [{"type": "function", "function": {"name": "f", "x-vendor": 1}}]
+    request = request_of(
+        messages=[{"role": "user", "content": [{"type": "image"}]}],
+        images=[b"1"],
+        decoded_images=[object()],
+        tools=tools,
+        response_format={"type": "json_object"},
+        sampling_params=SamplingParams(top_k=3, seed=4),
+        chat_template_options={"a": [1]},
+    )
+    other = travelled(request)
+    assert other == request
+    assert other.decoded_images == []
+    assert other.tools == tools
+    assert other.number_of_images == 1
+    assert "decoded_images" not in {field.name for field in dataclasses.fields(request)}
+    assert dataclasses.replace(request, logprobs=3).logprobs == 3
+
+
+def test_weakness_40_placeholders_without_bytes():
+    """A placeholder whose image is not there is refused."""
+    for kind in ("image", "video"):
+        with pytest.raises(InvalidRequest, match="placeholders"):
+            request_of(messages=[{"role": "user", "content": [{"type": kind}]}])
+
+
+def test_weakness_39_one_kind_of_error():
+    """A message that is none is an InvalidRequest like every other wrong input."""
+    with pytest.raises(InvalidRequest):
+        request_of(messages=[object()])
+
+
+# Contexts: construction and travel
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": 101},
+        {"prompt": 95, "min_new": 6},
+        {"target_endpoint": "http://x:1"},
+        {"target_endpoint": "tcp://host"},
+        {"target_endpoint": "ipc://"},
+        {"target_endpoint": "host:1"},
+        {"kind": "text_and_vision"},
+        {"first_generated": 5},
+        {"undelivered": (3, 4)},
+        {"undelivered": (4, 5)},
+    ],
+)
+def test_contexts_that_are_wrong(fields):
+    """A prompt that does not fit, a bad endpoint, an impossible state."""
+    with pytest.raises(InvalidRequest):
+        context_of(**fields)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://host:5", "ipc:///tmp/x", None])
+def test_endpoints(endpoint):
+    """The two schemes there are."""
+    assert context_of(target_endpoint=endpoint).target_endpoint == endpoint
+
+
+def test_context_satisfies_the_protocols():
+    """Both protocols, by isinstance."""
+    context = context_of()
+    assert isinstance(context, BaseContext)
+    assert isinstance(context, TextGenerationContext)
+    assert not isinstance(SimpleNamespace(tokens=1), TextGenerationContext)
+    assert not isinstance(3, TextGenerationContext)
+    assert isinstance(context, TextContext)
+
+
+def test_context_travels_in_every_state():
+    """A context decoded elsewhere goes on where it was."""
+    context = context_of(sequences=[[7, 8]], strings=["END"], log_probabilities=2, model_name="m", min_new=1)
+    context.update(5, probabilities())
+    context.reset()
+    context.update(7)
+    context.update_with_text("..E")
+    other = travelled(context)
+    assert other.tokens == context.tokens
+    assert other.request_id == context.request_id
+    assert other.undelivered == (4, 5)
+    assert other.status is ACTIVE
+    assert other.update_with_text("ND") == "END"
+    assert other.is_done
+    assert travelled(other).status is END
+    output = other.to_generation_output()
+    assert output.tokens == [5, 7]
+    assert output.log_probabilities == [probabilities()]
+    assert other.matcher is None
+
+
+def test_arrival_is_checked():
+    """The checks of construction run on arrival."""
+    wire = msgspec.msgpack.decode(encode_body(context_of(prompt=8)).frames[0], ext_hook=msgspec.msgpack.Ext)
+    wire["max_length"] = 7
+    with pytest.raises(ValueError, match="max_length"):
+        decode_body([msgspec.msgpack.encode(wire)], TextContext)
+
+
+def test_contexts_are_compared_by_identity():
+    """Two requests are never the same, and contexts can be set members."""
+    context = context_of()
+    assert context == context
+    assert context != context_of()
+    assert len({context, context}) == 1
+
+
+# Contexts: one token at a time
+
+
+def test_update_until_an_end_token():
+    """Tokens are appended; an end token ends the request and is part of the output."""
+    context = context_of()
+    assert context.is_initial_prompt
+    context.update(5)
+    assert not context.is_initial_prompt
+    assert not context.is_done
+    context.update(2)
+    assert context.status is END
+    assert context.to_generation_output().tokens == [5, 2]
+
+
+def test_update_until_max_length():
+    """max_length counts the prompt; an end token at the cap wins."""
+    context = context_of(4, max_length=6)
+    context.update(5)
+    assert context.status is ACTIVE
+    context.update(5)
+    assert context.status is FULL
+    context = context_of(4, max_length=5)
+    context.update(2)
+    assert context.status is END
+
+
+def test_stop_sequence():
+    """A sequence of generated tokens ends the request; the prompt's tokens do not count."""
+    context = context_of(sequences=[[103, 7], [7, 8]])
+    context.update(7)
+    assert context.status is ACTIVE
+    context.update(8)
+    assert context.status is END
+
+
+def test_numpy_ids():
+    """Sampled ids may be numpy integers."""
+    context = context_of()
+    context.update(np.int64(2))
+    assert context.status is END
+    assert context.to_generation_output().tokens == [2]
+
+
+def test_ids_outside_the_vocabulary():
+    """Refused before anything has changed."""
+    context = context_of(vocab_size=10)
+    for attempt in (lambda: context.update(10), lambda: context.update(-1)):
+        with pytest.raises(InvalidRequest):
+            attempt()
+    assert context.is_initial_prompt
+    assert len(context.tokens) == 4
+    context.update_with_future_token()
+    with pytest.raises(InvalidRequest):
+        context.realize_future_token(10)
+    assert context.tokens.has_placeholder
+    context.realize_future_token(9)
+
+
+def test_steps_available():
+    """How many tokens fit, counted from the window's start."""
+    context = context_of(4)
+    assert context.compute_num_available_steps(10) == 10
+    context.update(5)
+    assert context.compute_num_available_steps(10) == 6
+    assert context.compute_num_available_steps(3) == -1
+
+
+def test_log_probabilities():
+    """One entry per commit that has them; None when none of the drained tokens has."""
+    context = context_of()
+    context.update(5)
+    context.update(6, probabilities(-1.0))
+    context.update(7, probabilities(-2.0))
+    assert context.to_generation_output().log_probabilities == [probabilities(-1.0), probabilities(-2.0)]
+    context.update(8)
+    assert context.to_generation_output().log_probabilities is None
+    context.update_with_future_token()
+    context.realize_future_token(9, probabilities(-3.0))
+    context.update(10)
+    assert context.to_generation_output().log_probabilities == [probabilities(-3.0)]
+    assert context.log_probabilities_data == {}
+
+
+def test_output():
+    """Only what is new, as ints; empty when there is nothing."""
+    context = context_of(cached_prefix_length=3)
+    context.update(5)
+    output = context.to_generation_output()
+    assert (output.request_id, output.tokens, output.final_status) == (context.request_id, [5], ACTIVE)
+    assert output.num_cached_tokens == 3
+    assert type(output.tokens[0]) is int
+    assert context.to_generation_output().tokens == []
+
+
+def test_weakness_21_ordinary_tokens_cost_one_lookup(monkeypatch):
+    """Only a token that can end something makes the context look at the tokens before it."""
+    looked = []
+    real = EOSTracker.is_eos_from_tokens
+    monkeypatch.setattr(EOSTracker, "is_eos_from_tokens", lambda self, tokens: looked.append(1) or real(self, tokens))
+    context = context_of(sequences=[[5, 6], [7, 8, 9]], strings=["STOP", "END"])
+    for token in (3, 4, 5, 7, 8, 3):
+        context.update(token)
+        context.update_with_text("text")
+    assert looked == []
+    context.update(6)
+    assert looked == [1]
+
+
+# Contexts: grammar
+
+
+def test_grammar_advances_with_update():
+    """update feeds the matcher, advance_token_buffer does not."""
+    context = context_of()
+    assert context.advance_fsm(5) is False
+    matcher = Matcher()
+    context.set_matcher(matcher)
+    assert context.matcher is matcher
+    context.update(5)
+    context.advance_token_buffer(6)
+    assert context.advance_fsm(7) is True
+    assert matcher.consumed == [5, 7]
+
+
+def test_end_tokens_bypass_the_grammar():
+    """An end token is not fed."""
+    context = context_of()
+    context.set_matcher(matcher := Matcher())
+    context.update(2)
+    assert matcher.consumed == []
+    assert context.status is END
+
+
+def test_refused_token_turns_the_grammar_off(caplog):
+    """It is logged, and the request goes on without the grammar."""
+    context = context_of()
+    context.set_matcher(Matcher())
+    context.update(13)
+    assert "grammar" in caplog.text
+    assert context.matcher is None
+    context.update(14)
+    assert context.tokens.generated.tolist() == [13, 14]
+
+
+def test_weakness_24_chunks_do_not_reach_the_grammar():
+    """The token that ends a chunk means nothing: buffer and grammar both pass it by."""
+    context = context_of(6)
+    context.set_matcher(matcher := Matcher())
+    context.tokens.chunk(2)
+    context.update(55, probabilities())
+    assert (matcher.consumed, context.tokens.generated_length, context.is_initial_prompt) == ([], 0, True)
+    assert context.tokens.processed_length == 2
+    context.update(56)
+    assert matcher.consumed == [56]
+    assert context.to_generation_output().log_probabilities is None
+
+
+# Contexts: future tokens
+
+
+def test_future_token():
+    """Appended, held back, realised."""
+    context = context_of()
+    context.update_with_future_token()
+    assert not context.is_initial_prompt
+    assert context.to_generation_output().tokens == []
+    with pytest.raises(ValueError, match="placeholder"):
+        context.update_with_future_token()
+    with pytest.raises(ValueError, match="placeholder"):
+        context.update(5)
+    context.realize_future_token(5)
+    with pytest.raises(ValueError, match="future token"):
+        context.realize_future_token(6)
+    assert context.to_generation_output().tokens == [5]
+
+
+def test_future_token_at_the_cap():
+    """The placeholder may reach the cap; an end token there counts, and no token is lost."""
+    context = context_of(4, max_length=5)
+    context.update_with_future_token()
+    assert context.status is FULL
+    assert context.to_generation_output().final_status is ACTIVE
+    other = copy.deepcopy(context)
+    context.realize_future_token(2)
+    assert context.status is END
+    other.realize_future_token(3)
+    output = other.to_generation_output()
+    assert (output.tokens, output.final_status) == ([3], FULL)
+
+
+def test_future_token_while_chunked():
+    """The next chunk becomes active instead."""
+    context = context_of(6)
+    context.tokens.chunk(2)
+    context.update_with_future_token()
+    assert not context.tokens.has_placeholder
+    assert context.tokens.processed_length == 2
+
+
+def test_future_token_of_a_cancelled_request():
+    """Realising does not revive or rename the ending."""
+    context = context_of()
+    context.update_with_future_token()
+    context.status = CANCELLED
+    context.realize_future_token(2)
+    assert context.status is CANCELLED
+    assert context.cancelled
+
+
+def test_weakness_27_placeholder_is_out_of_band():
+    """No magic id stands in the tokens."""
+    context = context_of()
+    context.update_with_future_token()
+    assert context.tokens.all.min() >= 0
+
+
+# Contexts: minimum of new tokens
+
+
+def test_min_token_mask():
+    """Rows of (0, end token) inside the window, none outside."""
+    context = context_of(ids={9, 2}, min_new=2)
+    masks = context.get_min_token_logit_mask(3)
+    assert [mask.tolist() for mask in masks] == [[[0, 2], [0, 9]], [[0, 2], [0, 9]], []]
+    assert [mask.shape for mask in masks] == [(2, 2), (2, 2), (0, 2)]
+    assert {mask.dtype for mask in masks} == {np.dtype(np.int32)}
+    context.update(5)
+    assert [len(mask) for mask in context.get_min_token_logit_mask(3)] == [2, 0, 0]
+
+
+def test_min_token_mask_stays_inside_the_vocabulary():
+    """An id that a caller made up never becomes an index."""
+    assert context_of(ids={2, 50}, min_new=1, vocab_size=10).get_min_token_logit_mask(1)[0].tolist() == [[0, 2]]
+    assert context_of(ids={2, 2**40}, min_new=1).get_min_token_logit_mask(1)[0].tolist() == [[0, 2]]
+
+
+def test_weakness_23_minimum_survives_preemption():
+    """The window is counted from the first prompt: a reset does not begin it again."""
+    context = context_of(ids={2}, min_new=2)
+    context.update(5)
+    context.reset()
+    assert [len(mask) for mask in context.get_min_token_logit_mask(3)] == [1, 0, 0]
+    assert context.min_tokens == 2
+
+
+def test_weakness_23_no_ending_before_the_minimum():
+    """Neither an end token, nor a sequence, nor a stop string ends the request too early."""
+    context = context_of(ids={2}, sequences=[[5, 6]], strings=["STOP"], min_new=3)
+    context.update(2)
+    context.update(5)
+    context.update(6)
+    assert context.update_with_text("a STOP b") is None
+    assert context.status is ACTIVE
+    context.update(2)
+    assert context.status is END
+
+
+def test_weakness_23_a_stop_string_may_begin_in_the_window():
+    """One that is complete after the minimum counts, also behind an earlier one that did not."""
+    context = context_of(strings=["STOP"], min_new=1)
+    context.update(5)
+    assert context.update_with_text("STOP and ST") is None
+    context.update(6)
+    assert context.update_with_text("OP") == "STOP"
+    assert context.status is END
+
+
+def test_weakness_23_the_cap_is_kept_in_the_window():
+    """max_length holds even where endings are ignored."""
+    context = context_of(4, max_length=6, ids={2}, min_new=2)
+    context.update(2)
+    context.update(2)
+    assert context.status is FULL
+
+
+# Contexts: status
+
+
+def test_weakness_25_the_first_ending_stays():
+    """Whatever is appended or set afterwards."""
+    context = context_of(4, max_length=6)
+    context.update(2)
+    context.update(5)
+    context.update(5)
+    assert context.status is END
+    context.status = CANCELLED
+    assert context.status is END
+    with pytest.raises(ValueError, match="active again"):
+        context.status = ACTIVE
+    context = context_of(strings=["x"])
+    context.status = "cancelled"
+    context.update(2)
+    context.update_with_text("x")
+    assert context.status is CANCELLED
+
+
+def test_weakness_32_stop_strings_in_the_worker():
+    """The context itself ends on text, so nothing is computed past the stop."""
+    context = context_of(strings=["STOP"])
+    context.update(5)
+    assert context.update_with_text("some ST") is None
+    assert context.eos_tracker.partial_stop_length == 2
+    context.update(6)
+    assert context.update_with_text("OP more") == "STOP"
+    assert context.is_done
+
+
+# Contexts: preemption
+
+
+def test_reset():
+    """Everything is prompt again; drafts are dropped, status, grammar and max_length stay."""
+    context = context_of()
+    context.spec_decoding_state.draft_tokens_to_verify.append(5)
+    context.set_matcher(matcher := Matcher())
+    context.update(5)
+    context.update_with_future_token()
+    context.reset()
+    assert context.is_initial_prompt
+    assert context.tokens.prompt_length == 5
+    assert not context.tokens.has_placeholder
+    assert context.spec_decoding_state == SpecDecodingState()
+    assert context.matcher is matcher
+    assert context.status is ACTIVE
+
+
+def test_weakness_26_reset_loses_no_output():
+    """Tokens not yet streamed are still delivered, once, in order, with their log probabilities."""
+    context = context_of()
+    context.update(5)
+    assert context.to_generation_output().tokens == [5]
+    context.update(6, probabilities(-1.0))
+    context.reset()
+    context.update(7)
+    context.reset()
+    context.reset()
+    context.update(8)
+    output = context.to_generation_output()
+    assert output.tokens == [6, 7, 8]
+    assert output.log_probabilities == [probabilities(-1.0)]
+    assert context.to_generation_output().tokens == []
+
+
+def test_weakness_26_sequences_match_across_a_reset():
+    """A stop sequence that began before the preemption is found."""
+    context = context_of(sequences=[[5, 6]])
+    context.update(5)
+    context.reset()
+    context.update(6)
+    assert context.status is END
+
+
+class ContextMachine(RuleBasedStateMachine):
+    """A context under resets, chunks, placeholders and travel delivers each token once, and ends once."""
+
+    def __init__(self):
+        super().__init__()
+        self.context = context_of(5, max_length=30, ids={2}, sequences=[[3, 4]], min_new=2)
+        self.generated = []
+        self.delivered = []
+        self.ended = None
+
+    def note(self, token):
+        self.generated.append(token)
+        if self.ended is None:
+            enough = len(self.generated) > 2
+            if enough and (token == 2 or self.generated[-2:] == [3, 4]):
+                self.ended = END
+            elif 5 + len(self.generated) >= 30:
+                self.ended = FULL
+
+    @precondition(lambda self: not self.context.tokens.has_placeholder)
+    @rule(token=st.integers(0, 5))
+    def update(self, token):
+        chunked = self.context.tokens.actively_chunked
+        self.context.update(token)
+        if not chunked:
+            self.note(token)
+
+    @precondition(lambda self: not self.context.tokens.has_placeholder and not self.context.tokens.actively_chunked)
+    @rule(token=st.integers(0, 5), output=st.booleans(), lost=st.booleans())
+    def overlapped(self, token, output, lost):
+        if lost and 5 + len(self.generated) + 1 >= 30:
+            return
+        self.context.update_with_future_token()
+        if output:
+            self.drain()
+        if lost:
+            self.context.reset()
+        else:
+            self.context.realize_future_token(token)
+            self.note(token)
+
+    @rule()
+    def reset(self):
+        self.context.reset()
+
+    @precondition(lambda self: self.context.tokens.active_length > 2)
+    @rule()
+    def chunk(self):
+        self.context.tokens.chunk(2)
+
+    @rule()
+    def drain(self):
+        self.delivered += self.context.to_generation_output().tokens
+
+    @rule()
+    def travel(self):
+        self.context = travelled(self.context)
+
+    @invariant()
+    def agrees(self):
+        tokens = self.context.tokens
+        assert tokens.all[5 : len(tokens) - tokens.has_placeholder].tolist() == self.generated
+        assert self.delivered == self.generated[: len(self.delivered)]
+        assert self.context.status is (self.ended or ACTIVE)
+        assert self.context.first_generated == 5
+
+    def teardown(self):
+        self.drain()
+        assert self.delivered == self.generated
+
+
+ContextMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+test_context_machine = ContextMachine.TestCase
+
+
+# Contexts: the protocol
+
+
+def test_weakness_28_isinstance_runs_nothing():
+    """The check looks members up by name; no property of the object runs."""
+    ran = []
+    members = [name for name in dir(TextContext) if not name.startswith("_")]
+    members += [field.name for field in dataclasses.fields(TextContext)]
+    body = {name: property(lambda self, name=name: ran.append(name)) for name in members}
+    watched = type("Watched", (), body)
+    assert isinstance(watched(), TextGenerationContext)
+    assert ran == []
+    del body["reset"]
+    assert not isinstance(type("Short", (), body)(), TextGenerationContext)
+
+
+def test_weakness_28_attributes_of_the_object_count():
+    """What only the object has is seen too, object by object."""
+    kind = type("Plain", (), {})
+    one = kind()
+    one.__dict__.update(dict.fromkeys((*dir(TextContext), *vars(context_of()))))
+    assert isinstance(one, TextGenerationContext)
+    assert not isinstance(kind(), TextGenerationContext)
+
+
+def test_a_class_may_inherit_the_protocol():
+    """Then isinstance goes by the class, as for any other."""
+
+    class Own(TextGenerationContext):
+        pass
+
+    assert not isinstance(context_of(), Own)
+
+
+def test_weakness_29_padding_needs_no_private_attribute():
+    """A padding context is one with the dummy id."""
+    padding = context_of(3, request_id=DUMMY_REQUEST_ID)
+    inputs = TextGenerationInputs(batches=[[context_of(4), padding], [context_of(5)]])
+    assert inputs.batch_size == 2
+    assert inputs.per_replica_input_tokens == [4, 5]
+    assert inputs.input_tokens == 12
+
+
+# Batches
+
+
+def test_inputs():
+    """Counts over all contexts, the batch type, and what the sampler asks."""
+    one, two = context_of(4, log_probabilities=2), context_of(6, log_probabilities_echo=True)
+    for context in (one, two):
+        context.update(5)
+    two.update(6)
+    inputs = TextGenerationInputs([[one], [two]], 1)
+    assert (inputs.input_tokens, inputs.context_tokens, inputs.batch_type) == (2, 11, BatchType.TG)
+    assert (inputs.per_replica_input_tokens, inputs.per_replica_context_tokens) == ([1, 1], [4, 7])
+    assert inputs.flat_batch == [one, two]
+    assert inputs.flat_batch is not inputs.flat_batch
+    assert inputs
+    assert (inputs.enable_echo, inputs.enable_log_probs) == (True, True)
+    assert (inputs.batch_top_log_probs, inputs.batch_echo) == ([2, 0], [False, True])
+    assert inputs == TextGenerationInputs([[one], [two]])
+    with pytest.raises(TypeError):
+        hash(inputs)
+
+
+def test_a_preempted_context_makes_a_prefill_batch():
+    """One context without generated tokens is enough."""
+    one, two = context_of(), context_of()
+    one.update(5)
+    two.update(5)
+    two.reset()
+    assert TextGenerationInputs([[one, two]], input_tokens=99, batch_type=BatchType.TG).batch_type is BatchType.CE
+
+
+def test_empty_batch():
+    """Falsy, a decode batch, no tokens."""
+    inputs = TextGenerationInputs([[], []])
+    assert not inputs
+    assert (inputs.batch_type, inputs.input_tokens, inputs.num_steps) == (BatchType.TG, 0, 1)
+    assert not isinstance(BatchType.CE, str)
+
+
+# Outputs
+
+
+def output_of(tokens, status=ACTIVE, request_id="r", **fields):
+    return TextGenerationOutput(request_id=RequestID(request_id), tokens=tokens, final_status=status, **fields)
+
+
+def test_output_travels():
+    """As an array without field names, equal when it comes back."""
+    output = output_of([5], END, log_probabilities=[probabilities()], ttft_join_hops_ms={"a": 1.5})
+    assert travelled(output) == output
+    assert output.is_done
+    assert not output_of([1]).is_done
+    assert pickle.loads(pickle.dumps(output)) == output
+
+
+def test_weakness_22_a_token_is_small_on_the_wire():
+    """One token of one request: the id once, no field names."""
+    output = TextGenerationOutput(request_id=RequestID(), tokens=[5], final_status=ACTIVE)
+    assert len(encode_body(output).frames[0]) <= 50
+
+
+def test_merge():
+    """Tokens and log probabilities are joined, the status is the last's, the rest the first's."""
+    merged = TextGenerationOutput.merge(
+        [
+            output_of([1], num_cached_tokens=4, ttft_join_hops_ms={"a": 1.0}, log_probabilities=[probabilities(-1.0)]),
+            output_of([2], label_log_probabilities=[0.5], log_probabilities=[probabilities(-2.0)]),
+            output_of([3], END, num_cached_tokens=9, label_log_probabilities=[0.7], log_probabilities=[]),
+        ],
+    )
+    assert merged == output_of(
+        [1, 2, 3],
+        END,
+        num_cached_tokens=4,
+        ttft_join_hops_ms={"a": 1.0},
+        label_log_probabilities=[0.5],
+        log_probabilities=[probabilities(-1.0), probabilities(-2.0)],
+    )
+
+
+def test_weakness_37_empty_last_chunk():
+    """A terminal chunk without tokens needs no log probabilities."""
+    merged = TextGenerationOutput.merge([output_of([1], log_probabilities=[probabilities()]), output_of([], END)])
+    assert (merged.tokens, merged.final_status, merged.log_probabilities) == ([1], END, [probabilities()])
+
+
+def test_weakness_37_ids_are_compared():
+    """Chunks of different requests are not joined."""
+    with pytest.raises(ValueError, match="one request"):
+        TextGenerationOutput.merge([output_of([1]), output_of([2], request_id="other")])
+
+
+def test_weakness_37_always_a_new_object():
+    """One chunk or many: the result shares nothing with them."""
+    single = output_of([1])
+    merged = TextGenerationOutput.merge([single])
+    assert merged == single
+    assert merged is not single
+    merged.tokens.append(2)
+    assert single.tokens == [1]
+
+
+def test_merge_refuses():
+    """No chunk, or tokens of which only some have log probabilities."""
+    with pytest.raises(ValueError, match="at least one"):
+        TextGenerationOutput.merge([])
+    with pytest.raises(ValueError, match="log probabilities"):
+        TextGenerationOutput.merge([output_of([1], log_probabilities=[probabilities()]), output_of([2])])

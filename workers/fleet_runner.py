@@ -1,0 +1,162 @@
+"""The fleet at work: one thread that hears of workers, lets `fleet.py` decide, and does what it says.
+
+Speaks with the coordinator through a session of role `fleet`; starts workers through a launcher.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import TensoryardError
+from ..links import Frames, Session
+from ..proto import wire
+from ..proto.deployment import Deployment
+from ..settings import Settings
+from .fleet import Announce, Drain, Effect, Finished, Fleet, Kill, Launch
+from .launchers import Launcher
+
+log = logging.getLogger(__name__)
+
+#: Delays and limits are looked at this often.
+_TICK_S = 0.25
+
+
+class FleetRunner:
+    """Keeps deployments running at one coordinator until stopped."""
+
+    def __init__(
+        self,
+        *,
+        address: str,
+        deployments: Sequence[Deployment],
+        launcher: Launcher,
+        settings: Settings,
+    ) -> None:
+        self._address = address
+        self._launcher = launcher
+        self._settings = settings
+        self._fleet = Fleet(drain_s=settings.drain_s)
+        #: Things to do in the fleet's thread; each returns effects.
+        self._inbox: queue.SimpleQueue[Callable[[], list[Effect]]] = queue.SimpleQueue()
+        self.finished = threading.Event()
+        self._session = Session(
+            address=address,
+            role="fleet",
+            name="fleet",
+            decoder=wire.TO_FLEET,
+            callbacks=self,
+            settings=settings,
+        )
+        self.deploy(deployments)
+        self._thread = threading.Thread(target=self._run, name="tensoryard-fleet", daemon=True)
+
+    def start(self) -> None:
+        """Join the coordinator and start what is missing."""
+        self._session.start()
+        self._thread.start()
+
+    def deploy(self, deployments: Sequence[Deployment]) -> None:
+        """Change what should run: the complete list."""
+        self._inbox.put(lambda: self._fleet.deploy(deployments, time.monotonic()))
+
+    def stop(self) -> None:
+        """Drain every worker; `finished` is set when all have ended. Returns at once."""
+        self._inbox.put(lambda: self._fleet.stop(time.monotonic()))
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Stop and wait; workers that do not finish in time are killed."""
+        self.stop()
+        self.finished.wait(timeout_s if timeout_s is not None else self._settings.drain_s + 5)
+        self._launcher.close()
+        self._session.close()
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self.finished.is_set():
+            try:
+                effects = self._inbox.get(timeout=_TICK_S)()
+            except queue.Empty:
+                effects = self._fleet.tick(time.monotonic())
+            for effect in effects:
+                self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Launch():
+                log.info("starting worker %s", effect.name)
+                self._launch(effect)
+            case Drain():
+                self._session.post(wire.DrainWorker(worker=effect.name))
+            case Kill():
+                log.warning("killing worker %s", effect.name)
+                self._launcher.kill(effect.name)
+            case Announce():
+                self._session.post(_deployments_message(effect))
+            case Finished():
+                # The coordinator may leave once the fleet has said goodbye.
+                self._session.close()
+                self.finished.set()
+
+    def _launch(self, effect: Launch) -> None:
+        try:
+            self._launcher.launch(effect.name, effect.deployment, self._address, self._on_end)
+        except Exception as error:
+            log.exception("worker %s could not be started", effect.name)
+            self._on_end(effect.name, f"it could not be started: {error}")
+
+    def _on_end(self, name: str, text: str) -> None:
+        """A worker has ended. From any thread."""
+        self._inbox.put(lambda: self._fleet.worker_ended(name, text, time.monotonic()))
+
+    # -- the session's callbacks --------------------------------------------------------------------------------------
+
+    def on_welcome(self, _welcome: wire.Welcome) -> None:
+        """A coordinator, perhaps a new one, does not know yet what should run."""
+        self._inbox.put(lambda: [self._fleet.expected()])
+
+    def on_message(self, message: Any, _body: Frames) -> None:
+        """Word about workers, or the order to end."""
+        match message:
+            case wire.WorkerNotice(worker=name, what="ready"):
+                self._inbox.put(lambda: self._fleet.worker_ready(name, time.monotonic()))
+            case wire.WorkerNotice(worker=name, what="start_failed", text=text):
+                self._inbox.put(lambda: self._fleet.start_failed(name, text))
+            case wire.WorkerNotice(worker=name, text=text):
+                self._inbox.put(lambda: self._fleet.worker_lost(name, text))
+            case wire.Shutdown():
+                self.stop()
+
+    def on_refused(self, error: TensoryardError) -> None:
+        """Something of ours was not understood."""
+        log.error("the coordinator refused the fleet: %s", error)
+
+    def on_beat(self, _silent_s: float) -> wire.Heartbeat:
+        """Alive."""
+        return wire.Heartbeat()
+
+    def on_failure(self, error: Exception) -> None:
+        """Without a session nothing can be told; the workers go on."""
+        log.error("the fleet's session failed: %r", error)
+
+
+def _deployments_message(effect: Announce) -> wire.Deployments:
+    return wire.Deployments(
+        deployments=[
+            wire.Expected(
+                deployment=deployment.name,
+                model=deployment.model,
+                task=deployment.task.value,
+                replicas=deployment.replicas,
+                unhealthy=unhealthy[-60_000:],
+                max_queued=deployment.max_queued,
+                max_queued_bytes=deployment.max_queued_bytes,
+            )
+            for deployment, unhealthy in effect.expected
+        ],
+    )
