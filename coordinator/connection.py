@@ -44,10 +44,10 @@ class ConnectionFile:
     def __init__(self, name: str) -> None:
         self.name = check_name(name)
         folder = runtime_dir()
+        sweep(folder)
         self._path = folder / f"{name}.json"
-        self._lock_fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _lock_within(self._lock_fd, _LOCK_PATIENCE_S):
-            os.close(self._lock_fd)
+        self._lock_fd = _claim(folder / f"{name}.lock", _LOCK_PATIENCE_S)
+        if self._lock_fd < 0:
             raise ConfigError(
                 f"a coordinator named {name!r} already runs on this host; stop it (`tensoryard down --name {name}`) "
                 "or choose another name",
@@ -66,10 +66,52 @@ class ConnectionFile:
         fresh.replace(self._path)
 
     def close(self) -> None:
-        """Take the files away and let go of the name."""
-        for suffix in (".json", ".hub"):
-            self._path.with_suffix(suffix).unlink(missing_ok=True)
-        os.close(self._lock_fd)
+        """Take the files away and let go of the name; again is harmless."""
+        if self._lock_fd >= 0:
+            _remove(self._path)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what dead coordinators left behind; returns their names."""
+    removed = []
+    for lock in sorted(folder.glob("*.lock")):
+        fd = _claim(lock, 0.0)
+        if fd >= 0:
+            _remove(lock)
+            os.close(fd)
+            removed.append(lock.stem)
+    return removed
+
+
+def _remove(path: Path) -> None:
+    """The files that go with a name, the lock last. Only while its lock is held."""
+    for suffix in (".json", ".json.new", ".hub", ".lock"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _claim(path: Path, patience_s: float) -> int:
+    """A descriptor that holds the lock; -1 when somebody else holds it.
+
+    A lock file may be removed by its last holder between our opening and our locking it: then the lock is on a file
+    that nobody else will see, and we begin again.
+    """
+    give_up = time.monotonic() + patience_s
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(fd), path.stat()):
+                return fd
+        except BlockingIOError:
+            if time.monotonic() >= give_up:
+                os.close(fd)
+                return -1
+            time.sleep(0.02)
+        except FileNotFoundError:
+            pass
+        os.close(fd)
 
 
 def read_connection(name: str = "default") -> Connection:
@@ -103,19 +145,6 @@ def _none_text(name: str) -> str:
         f"no coordinator named {name!r} runs on this host{hint}; start one with `tensoryard up FILE`, "
         "or give an address (or set TENSORYARD_ADDRESS)"
     )
-
-
-def _lock_within(fd: int, patience_s: float) -> bool:
-    give_up = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                return False
-            time.sleep(0.02)
-        else:
-            return True
 
 
 def _is_locked(path: Path) -> bool:

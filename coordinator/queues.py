@@ -1,7 +1,7 @@
-"""The order of waiting requests, and the choice among workers: two small structures, each O(log n) per operation.
+"""The order of waiting requests, and the choice among workers: small structures, each O(log n) per operation.
 
-`router.py` keeps one of each per model. Both delete lazily: an entry that no longer counts is skipped when it surfaces,
-and swept when such entries are the majority, so neither grows beyond twice what is live.
+`router.py` keeps one of each per model. Both rest on a heap that deletes lazily and sweeps itself, so none grows beyond
+a small multiple of what is live.
 """
 
 from __future__ import annotations
@@ -9,172 +9,181 @@ from __future__ import annotations
 import bisect
 import heapq
 import math
-from typing import NamedTuple
+from collections import OrderedDict
+
+#: Dead entries that a heap may hold besides as many as live ones.
+_SLACK = 16
 
 
-class _Ticket(NamedTuple):
-    """A waiting request; tuples order by deadline, then arrival."""
+class LazyHeap:
+    """Keys by rank, lowest first; keys of equal rank come in the order of their names."""
 
-    deadline: float
-    arrival: int
-    request_id: str
-
-
-class _FairQueue:
-    """Requests of one priority: clients take turns, and within a client the earliest deadline is first.
-
-    Turns are start-time fair queueing with unit cost: each client has a virtual time that grows by one per request
-    taken, and one that returns from idleness does not get the turns it did not use.
-    """
+    __slots__ = ("_entries", "_heap")
 
     def __init__(self) -> None:
-        self.tickets: dict[str, list[_Ticket]] = {}
-        self._turns: list[tuple[float, str]] = []
-        self._virtual: dict[str, float] = {}
-        self._now = 0.0
+        #: (rank, stamp, key) by key.
+        self._entries: dict[str, tuple[float, int, str]] = {}
+        #: The entries, and dead ones: those that are not their key's any more.
+        self._heap: list[tuple[float, int, str]] = []
 
-    def push(self, client: str, ticket: _Ticket) -> None:
-        waiting = self.tickets.get(client)
-        if waiting is None:
-            self.tickets[client] = [ticket]
-            turn = max(self._virtual.get(client, 0.0), self._now)
-            heapq.heappush(self._turns, (turn, client))
-        else:
-            heapq.heappush(waiting, ticket)
+    def __len__(self) -> int:
+        return len(self._entries)
 
-    def pop(self) -> _Ticket | None:
-        if not self._turns:
-            return None
-        turn, client = heapq.heappop(self._turns)
-        self._now = turn
-        waiting = self.tickets[client]
-        ticket = heapq.heappop(waiting)
-        if waiting:
-            heapq.heappush(self._turns, (turn + 1, client))
-        else:
-            del self.tickets[client]
-            self._remember(client, turn + 1)
-        return ticket
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
 
-    def drop_idle_turns(self) -> None:
-        """After tickets were taken out: clients without one have no turn."""
-        self._turns = [turn for turn in self._turns if turn[1] in self.tickets]
-        heapq.heapify(self._turns)
+    def set(self, key: str, rank: float, stamp: int = 0) -> None:
+        """Add a key, or move it; `stamp` decides between equal ranks."""
+        entry = self._entries[key] = (rank, stamp, key)
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) > 2 * len(self._entries) + _SLACK:
+            self._sweep()
 
-    def _remember(self, client: str, turn: float) -> None:
-        """Keep the virtual time of an idle client only while it lies ahead of the queue's own."""
-        self._virtual[client] = turn
-        if len(self._virtual) > 2 * len(self.tickets) + 64:
-            self._virtual = {key: value for key, value in self._virtual.items() if value > self._now}
+    def remove(self, key: str) -> None:
+        """Take a key out; unknown keys are ignored."""
+        self._entries.pop(key, None)
+        if len(self._heap) > 2 * len(self._entries) + _SLACK:
+            self._sweep()
+
+    def first(self) -> str | None:
+        """The key of lowest rank, or None."""
+        while self._heap:
+            entry = self._heap[0]
+            if self._entries.get(entry[2]) is entry:
+                return entry[2]
+            heapq.heappop(self._heap)
+        return None
+
+    def first_rank(self) -> float:
+        """The lowest rank; infinite when there is none."""
+        return math.inf if self.first() is None else self._heap[0][0]
+
+    def pop(self) -> str | None:
+        """Take out the key of lowest rank."""
+        key = self.first()
+        if key is not None:
+            heapq.heappop(self._heap)
+            del self._entries[key]
+        return key
+
+    def pop_due(self, at: float) -> str | None:
+        """Take out the key of lowest rank if that is `at` or lower."""
+        return self.pop() if self.first_rank() <= at else None
+
+    def _sweep(self) -> None:
+        self._heap = list(self._entries.values())
+        heapq.heapify(self._heap)
 
 
 class RequestQueue:
-    """Waiting requests of one model: by priority, then fair among clients, then by deadline, then by arrival."""
+    """Waiting requests of one model: by priority, then clients in turn, then by deadline, then by arrival.
+
+    Clients of one priority stand in a ring: the first gives one request and goes to its end, and so does one that
+    comes (back). So each is served once per round, whatever the others have waiting.
+    """
 
     def __init__(self) -> None:
-        self._levels: dict[int, _FairQueue] = {}
-        #: Negated priorities that have had entries, ascending: the most urgent first.
+        #: By negated priority: the ring of clients, each with what it has waiting.
+        self._levels: dict[int, OrderedDict[str, LazyHeap]] = {}
+        #: The keys of `_levels`, ascending: the most urgent first.
         self._order: list[int] = []
-        #: Where each waiting request's live ticket is; a ticket whose arrival differs is dead.
-        self._live: dict[str, int] = {}
-        self._dead = 0
+        #: Level and client of each waiting request, in order of arrival.
+        self._places: dict[str, tuple[int, str]] = {}
         self._arrivals = 0
 
     def __len__(self) -> int:
-        return len(self._live)
+        return len(self._places)
 
     def __contains__(self, request_id: object) -> bool:
-        return request_id in self._live
+        return request_id in self._places
 
     def push(self, request_id: str, *, client: str, priority: int, deadline: float = math.inf) -> None:
         """Add a request; it must not be waiting already."""
-        assert request_id not in self._live, f"{request_id} waits twice"
+        assert request_id not in self._places, f"{request_id} waits twice"
         self._arrivals += 1
-        self._live[request_id] = self._arrivals
-        level = self._levels.get(-priority)
-        if level is None:
-            level = self._levels[-priority] = _FairQueue()
+        self._places[request_id] = (-priority, client)
+        ring = self._levels.get(-priority)
+        if ring is None:
+            ring = self._levels[-priority] = OrderedDict()
             bisect.insort(self._order, -priority)
-        level.push(client, _Ticket(deadline, self._arrivals, request_id))
+        waiting = ring.get(client)
+        if waiting is None:
+            waiting = ring[client] = LazyHeap()
+        waiting.set(request_id, deadline, self._arrivals)
 
     def pop(self) -> str | None:
         """Take the next request, or None."""
-        while self._order:
-            ticket = self._levels[self._order[0]].pop()
-            if ticket is None:
-                del self._levels[self._order.pop(0)]
-            elif self._live.get(ticket.request_id) == ticket.arrival:
-                del self._live[ticket.request_id]
-                return ticket.request_id
-            else:
-                self._dead -= 1
-        return None
+        if not self._order:
+            return None
+        ring = self._levels[self._order[0]]
+        client, waiting = next(iter(ring.items()))
+        request_id = waiting.pop()
+        assert request_id is not None, "a client in the ring has something waiting"
+        ring.move_to_end(client)
+        self._tidy(*self._places.pop(request_id))
+        return request_id
 
     def remove(self, request_id: str) -> None:
-        """Take a request out of turn."""
-        if self._live.pop(request_id, None) is not None:
-            self._dead += 1
-            if self._dead > len(self._live) + 64:
-                self._sweep()
+        """Take a request out of turn; unknown ones are ignored."""
+        place = self._places.pop(request_id, None)
+        if place is not None:
+            level, client = place
+            self._levels[level][client].remove(request_id)
+            self._tidy(level, client)
 
-    def _sweep(self) -> None:
-        """Drop dead tickets and keep everybody's turn."""
-        for level in self._levels.values():
-            for client, waiting in list(level.tickets.items()):
-                waiting[:] = [t for t in waiting if self._live.get(t.request_id) == t.arrival]
-                heapq.heapify(waiting)
-                if not waiting:
-                    del level.tickets[client]
-            level.drop_idle_turns()
-        self._dead = 0
+    def _tidy(self, level: int, client: str) -> None:
+        """A client with nothing waiting leaves the ring, and an empty ring goes."""
+        ring = self._levels[level]
+        if not ring[client]:
+            del ring[client]
+        if not ring:
+            del self._levels[level]
+            del self._order[bisect.bisect_left(self._order, level)]
 
     def waiting(self) -> list[str]:
         """Every waiting request, in order of arrival."""
-        return list(self._live)
+        return list(self._places)
 
 
 class LeastLoaded:
     """Keys with a load, found by least load; those added under a group can be asked for first."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[float, int, str]] = {}
-        self._heaps: dict[str, list[tuple[float, int, str]]] = {}
+        self._all = LazyHeap()
+        self._groups: dict[str, LazyHeap] = {}
+        #: The group of each key; "" for none.
+        self._group_of: dict[str, str] = {}
         self._stamp = 0
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._group_of
+
     def set(self, key: str, load: float, group: str) -> None:
-        """Add a key, or change its load. Among equal loads, the one set longest ago is first."""
+        """Add a key, or change its load and group. Among equal loads, the one set longest ago is first."""
+        if self._group_of.get(key, group) != group:
+            self.remove(key)
         self._stamp += 1
-        self._entries[key] = (load, self._stamp, group)
-        for name in ("", group) if group else ("",):
-            heap = self._heaps.setdefault(name, [])
-            heapq.heappush(heap, (load, self._stamp, key))
-            if len(heap) > 2 * len(self._entries) + 64:
-                self._sweep(name)
+        self._group_of[key] = group
+        self._all.set(key, load, self._stamp)
+        if group:
+            members = self._groups.get(group)
+            if members is None:
+                members = self._groups[group] = LazyHeap()
+            members.set(key, load, self._stamp)
 
     def remove(self, key: str) -> None:
         """Take a key out; unknown keys are ignored."""
-        self._entries.pop(key, None)
+        group = self._group_of.pop(key, None)
+        if group is None:
+            return
+        self._all.remove(key)
+        if group:
+            members = self._groups[group]
+            members.remove(key)
+            if not members:
+                del self._groups[group]
 
     def least(self, group: str = "") -> str | None:
         """The least loaded key of a group, else of all; None when there is none."""
-        found = self._top(group) if group else None
-        return found if found is not None else self._top("")
-
-    def _top(self, name: str) -> str | None:
-        heap = self._heaps.get(name)
-        while heap:
-            _load, stamp, key = heap[0]
-            entry = self._entries.get(key)
-            if entry is not None and entry[1] == stamp:
-                return key
-            heapq.heappop(heap)
-        self._heaps.pop(name, None)
-        return None
-
-    def _sweep(self, name: str) -> None:
-        self._heaps[name] = [
-            (load, stamp, key)
-            for key, (load, stamp, group) in self._entries.items()
-            if not name or group == name
-        ]
-        heapq.heapify(self._heaps[name])
+        members = self._groups.get(group)
+        return members.first() if members else self._all.first()

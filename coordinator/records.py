@@ -5,6 +5,7 @@ Only `router.py` changes them, except where a method here says what it changes.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -52,8 +53,10 @@ class Request:
     state: RequestState = RequestState.QUEUED
     #: The worker it runs on; "" while QUEUED.
     worker: str = ""
-    #: Counts dispatches; answers of any other (worker, attempt) are discarded.
+    #: The number of its last dispatch; answers of any other (worker, attempt) are discarded.
     attempt: int = 0
+    #: It runs as an attempt that a worker brought along: parts of its output may have gone to an earlier coordinator.
+    adopted: bool = False
     #: Workers lost while they ran it. More than 0: it runs alone from now on.
     losses: int = 0
     #: Outputs passed on; a retry's outputs below this are repeats.
@@ -72,10 +75,8 @@ class Worker:
     deployment: str = ""
     credits: int = 0
     hang_limit_s: float = 300.0
-    #: What it holds: request_id to attempt. Includes attempts nobody wants any more, until it has answered them.
-    slots: dict[str, int] = field(default_factory=dict)
-    #: Those of `slots` that it held when it joined and whose client has not asked again yet.
-    adopted: dict[str, int] = field(default_factory=dict)
+    #: What it holds, as (request_id, attempt). Includes attempts nobody wants any more, until it has answered them.
+    slots: dict[tuple[str, int], None] = field(default_factory=dict)
     #: It runs one suspect alone and gets nothing else meanwhile.
     exclusive: bool = False
     #: Its last progress count, and when anything last moved.
@@ -86,14 +87,14 @@ class Worker:
         """Take over what the worker says of itself."""
         self.state = WorkerState.READY
         self.model, self.deployment = event.model, event.deployment
-        self.credits, self.hang_limit_s = max(event.credits, len(event.running)), event.hang_limit_s
-        self.slots = dict(event.running)
-        self.adopted = dict(event.running)
+        self.slots = dict.fromkeys(event.running)
+        self.credits, self.hang_limit_s = max(event.credits, len(self.slots)), event.hang_limit_s
         self.progressed = at
 
-    def is_hung(self, at: float) -> bool:
-        """It holds work and nothing has moved for longer than its limit."""
-        return bool(self.slots) and at - self.progressed > self.hang_limit_s
+    @property
+    def hangs_at(self) -> float:
+        """When it counts as hung, if it still holds work and nothing moves until then."""
+        return self.progressed + self.hang_limit_s
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -106,22 +107,31 @@ class Model:
     #: A fleet means it to be served; without, it lives as long as its last worker.
     expected: bool = False
     replicas: int = 0
-    #: Why its pipeline cannot start; "" while it can.
+    #: Why its pipeline cannot start; "" while it can. Workers that started before may still serve.
     unhealthy: str = ""
     max_queued: int = 10_000
     max_queued_bytes: int = 8 << 30
     queue: RequestQueue = field(default_factory=RequestQueue)
     #: Requests lost with a worker, in order; each runs alone.
-    suspects: dict[str, None] = field(default_factory=dict)
+    suspects: OrderedDict[str, None] = field(default_factory=OrderedDict)
     #: Weight of `queue` and `suspects`.
     queued_bytes: int = 0
     workers: dict[str, Worker] = field(default_factory=dict)
-    #: Workers with a credit, by load and host.
+    #: The sum of the credits of `workers`.
+    credits: int = 0
+    #: What its workers held when they joined and no client has asked for again yet: (worker, attempt).
+    adoptable: dict[str, tuple[Worker, int]] = field(default_factory=dict)
+    #: READY workers with a credit, by load and host; without those that are exclusive or reserved.
     free_workers: LeastLoaded = field(default_factory=LeastLoaded)
-    #: The worker kept free for the first suspect; "" for none.
+    #: The worker kept free for the first suspect; "" for none, always so while nothing is suspect.
     reserved: str = ""
     #: Seconds a request takes on a worker, as a moving average.
     mean_s: float = 0.05
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a worker."""
+        return len(self.queue) + len(self.suspects)
 
     def learn(self, took_s: float) -> None:
         """Enter one request's time on a worker."""
@@ -129,8 +139,7 @@ class Model:
 
     def expected_wait_s(self) -> float:
         """When a place in the queue may be free: the time to run what waits, between 50 ms and a minute."""
-        credits = sum(worker.credits for worker in self.workers.values()) or 1
-        return min(max(0.05, len(self.queue) * self.mean_s / credits), 60.0)
+        return min(max(0.05, self.waiting * self.mean_s / max(self.credits, 1)), 60.0)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -138,3 +147,60 @@ class Client:
     """A client with live requests."""
 
     live: set[str] = field(default_factory=set)
+
+
+def check_request(request: Request, models: dict[str, Model], workers: dict[str, Worker]) -> None:
+    """A request is in exactly one place, the one its state says."""
+    model = models[request.model]
+    queued = (request.request_id in model.queue) + (request.request_id in model.suspects)
+    if request.state is RequestState.QUEUED:
+        assert queued == 1, f"{request.request_id} is QUEUED and in {queued} queues"
+        assert not request.worker, f"{request.request_id} is QUEUED and has a worker"
+    else:
+        assert not queued, f"{request.request_id} is RUNNING and in a queue"
+        slots = workers[request.worker].slots
+        assert (request.request_id, request.attempt) in slots, f"{request.request_id} runs in no slot"
+
+
+def check_model(model: Model, requests: dict[str, Request], workers: dict[str, Worker]) -> None:
+    """What a model counts is what there is, and nothing waits that could run."""
+    name, waiting = model.name, [*model.queue.waiting(), *model.suspects]
+    assert len(waiting) == model.waiting, f"{name}: {model.waiting} requests counted, {len(waiting)} waiting"
+    assert all(requests[r].state is RequestState.QUEUED for r in waiting), "a waiting request is not QUEUED"
+    weight = sum(requests[r].weight_bytes for r in waiting)
+    assert weight == model.queued_bytes, f"{name}: {model.queued_bytes} bytes counted, {weight} waiting"
+    assert model.expected or model.workers, f"{name} is expected by nobody and has no workers"
+    credit = sum(worker.credits for worker in model.workers.values())
+    assert credit == model.credits, f"{name}: {model.credits} credits counted, its workers have {credit}"
+    free = model.free_workers.least()
+    assert free is None or not model.waiting, f"{name}: {free} is free while requests wait"
+    for request_id, (worker, attempt) in model.adoptable.items():
+        assert request_id not in requests, f"{request_id} is live and was not adopted"
+        assert (request_id, attempt) in worker.slots, f"{request_id} is adoptable and in no slot"
+    if model.reserved:
+        assert model.suspects, f"{name}: {model.reserved} is reserved for nothing"
+        reserved = workers[model.reserved]
+        assert reserved.state is WorkerState.READY, f"{name} reserves a worker that leaves"
+        assert reserved.slots, f"{name} reserves a worker that is idle"
+
+
+def check_worker(worker: Worker, models: dict[str, Model]) -> None:
+    """A worker holds what it may, and is on offer when it may hold more."""
+    name, model = worker.name, models.get(worker.model)
+    assert len(worker.slots) <= worker.credits, f"{name} holds more than its credits"
+    assert not worker.exclusive or len(worker.slots) == 1, f"{name} is exclusive and holds {len(worker.slots)}"
+    if model is None:
+        assert not worker.model, f"{name} is ready for a model that is not there"
+        return
+    assert model.workers.get(name) is worker, f"{name} is not among its model's workers"
+    usable = worker.state is WorkerState.READY and not worker.exclusive and model.reserved != name
+    free = usable and len(worker.slots) < worker.credits
+    assert (name in model.free_workers) == free, f"{name} is wrongly among the free workers, or wrongly not"
+
+
+def check_clients(clients: dict[str, Client], requests: dict[str, Request]) -> None:
+    """Each client's live requests are those of its name."""
+    live: dict[str, set[str]] = {}
+    for request in requests.values():
+        live.setdefault(request.client, set()).add(request.request_id)
+    assert live == {name: client.live for name, client in clients.items()}, "a client's live requests are miscounted"

@@ -6,23 +6,42 @@ in `events.py`, the order of waiting requests and the choice of workers in `queu
     request   QUEUED → RUNNING → (QUEUED again when its worker is lost) → ended: finished, failed, cancelled, expired
     worker    STARTING → READY → DRAINING → gone
 
+Handlers change the books and mark models in which a request may start now; `handle` starts them at its end, so that
+nothing starts while the books are half changed.
+
 An accepted request gets exactly one terminal effect: SendOutput with `done`, or SendError; unless its client is gone.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from .. import errors
 from . import events as ev
-from .records import Client, Limits, Model, Request, RequestState, Worker, WorkerState
+from .queues import LazyHeap
+from .records import (
+    Client,
+    Limits,
+    Model,
+    Request,
+    RequestState,
+    Worker,
+    WorkerState,
+    check_clients,
+    check_model,
+    check_request,
+    check_worker,
+)
 from .story import Stories
 
 #: A request lost with this many workers is taken for their killer.
 MAX_ATTEMPTS = 3
+#: Outcomes that are counted under their code; other errors count as "failed".
+_COUNTED_CODES = {
+    cls.code for cls in (errors.RequestCancelled, errors.DeadlineExpired, errors.WorkerLost, errors.PoisonRequest)
+}
 
 
 class Router:
@@ -38,17 +57,39 @@ class Router:
         #: Requests by outcome since the start.
         self.outcomes: dict[str, int] = {}
         self._stories = Stories()
-        #: (deadline, request_id) of live requests, lazily deleted.
-        self._deadlines: list[tuple[float, str]] = []
-        #: Whether a fleet has told what is expected; without one, standalone workers define the models.
-        self._has_fleet = False
+        #: Live requests that have a deadline, by it.
+        self._deadlines = LazyHeap()
+        #: Workers that hold work, and some that did, by when to look whether they hang; never later than `hangs_at`.
+        self._hang_checks = LazyHeap()
+        #: Number of the last dispatch. Never used twice, and above all that workers bring along: a RequestID may be
+        #: used again while a worker still holds an attempt of its earlier life.
+        self._attempts = 0
+        #: Models in which a request may start now.
+        self._stirred: dict[str, Model] = {}
         self._effects: list[ev.Effect] = []
         self._at = 0.0
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.RequestArrived: self._on_request,
+            ev.CancelAsked: self._on_cancel,
+            ev.ClientGone: self._on_client_gone,
+            ev.WorkerJoined: self._on_worker_joined,
+            ev.WorkerReadied: self._on_worker_ready,
+            ev.WorkerStartFailed: self._on_start_failed,
+            ev.WorkerBeat: self._on_beat,
+            ev.WorkerGone: self._on_worker_gone,
+            ev.DrainAsked: self._on_drain,
+            ev.OutputArrived: self._on_output,
+            ev.DeploymentsChanged: self._on_deployments,
+            ev.ShutdownAsked: self._on_shutdown,
+            ev.Ticked: self._on_tick,
+        }
 
     def handle(self, event: ev.Event) -> list[ev.Effect]:
         """Take one event and say what is to be done, in order."""
-        self._at = event.at
-        _HANDLERS[type(event)](self, event)
+        self._at = max(self._at, event.at)
+        self._handlers[type(event)](event)
+        while self._stirred:
+            self._dispatch(self._stirred.popitem()[1])
         effects, self._effects = self._effects, []
         return effects
 
@@ -57,10 +98,9 @@ class Router:
         return self._stories.tell(request_id)
 
     def next_deadline(self) -> float | None:
-        """When a `Ticked` is due for a request's deadline, in the time of the events; None for never."""
-        while self._deadlines and not self._deadline_counts(self._deadlines[0]):
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else None
+        """When a `Ticked` is due for a deadline or a hung worker, in the time of the events; None for never."""
+        due = min(self._deadlines.first_rank(), self._hang_checks.first_rank())
+        return due if due < math.inf else None
 
     # -- requests arrive ----------------------------------------------------------------------------------------------
 
@@ -81,6 +121,9 @@ class Router:
             return errors.ShuttingDown("the cluster is shutting down and accepts nothing new")
         if known is not None:
             return errors.DuplicateRequest("a request with this RequestID is live, from another client; use a fresh id")
+        return self._refusal_by_model(event)
+
+    def _refusal_by_model(self, event: ev.RequestArrived) -> errors.TensoryardError | None:
         model = self.models.get(event.model)
         if model is None:
             return errors.UnknownModel(f"no deployment serves model {event.model!r}; served are {sorted(self.models)}")
@@ -88,6 +131,8 @@ class Router:
             return errors.WrongTask(f"model {event.model!r} serves task {model.task!r}, not {event.task!r}")
         if model.unhealthy and not model.workers:
             return errors.DeploymentUnhealthy(_unhealthy_text(model))
+        if event.request_id in model.adoptable:
+            return None  # an earlier coordinator has accepted it, and it runs
         return self._overload(event, model)
 
     def _overload(self, event: ev.RequestArrived, model: Model) -> errors.Overloaded | None:
@@ -95,10 +140,12 @@ class Router:
         weight = event.shared_bytes + event.body_bytes
         if client is not None and len(client.live) >= self.limits.max_in_flight_per_client:
             over = f"this client has {len(client.live)} requests in flight, the most one client may have"
-        elif len(model.queue) >= model.max_queued:
-            over = f"{len(model.queue)} requests wait for model {model.name!r}, the most that may (max_queued)"
-        elif model.queued_bytes + weight > model.max_queued_bytes and len(model.queue):
-            over = f"{model.queued_bytes} bytes wait for model {model.name!r}, near the most that may (max_queued_bytes)"
+        elif model.waiting >= model.max_queued:
+            over = f"{model.waiting} requests wait for model {model.name!r}, the most that may (max_queued)"
+        elif model.queued_bytes + weight > model.max_queued_bytes and model.waiting:
+            over = (
+                f"{model.queued_bytes} bytes wait for model {model.name!r}, near the most that may (max_queued_bytes)"
+            )
         else:
             return None
         retry_after_s = model.expected_wait_s()
@@ -133,25 +180,24 @@ class Router:
         self.requests[request.request_id] = request
         self.clients.setdefault(event.client, Client()).live.add(request.request_id)
         if deadline < math.inf:
-            heapq.heappush(self._deadlines, (deadline, request.request_id))
+            self._deadlines.set(request.request_id, deadline)
         self._tell(request, "accepted")
-        if not self._adopt(request):
+        running = self.models[request.model].adoptable.pop(request.request_id, None)
+        if running is None:
             self._enqueue(request)
-            self._dispatch(self.models[request.model])
+        else:
+            self._adopt(request, *running)
 
-    def _adopt(self, request: Request) -> bool:
-        """A worker that joined from an earlier coordinator may be at work on it already."""
-        for worker in self.models[request.model].workers.values():
-            attempt = worker.adopted.pop(request.request_id, None)
-            if attempt is not None:
-                request.state = RequestState.RUNNING
-                request.worker, request.attempt, request.started = worker.name, attempt, self._at
-                self._tell(request, f"already running on {worker.name}, attempt {attempt}")
-                return True
-        return False
+    def _adopt(self, request: Request, worker: Worker, attempt: int) -> None:
+        """A worker that was here before, or with an earlier coordinator, is at work on it already."""
+        request.state = RequestState.RUNNING
+        request.worker, request.attempt, request.adopted = worker.name, attempt, True
+        request.started = self._at
+        self._tell(request, f"already running on {worker.name}, attempt {attempt}")
 
     def _enqueue(self, request: Request) -> None:
         model = self.models[request.model]
+        self._stirred[model.name] = model
         request.state = RequestState.QUEUED
         request.worker = ""
         if request.losses:
@@ -170,12 +216,14 @@ class Router:
     def _dispatch(self, model: Model) -> None:
         """Hand out requests while a worker of the model has a credit."""
         self._dispatch_suspects(model)
-        while len(model.queue):
-            if model.free_workers.least() is None:
-                return
+        while model.free_workers.least() is not None:
             request_id = model.queue.pop()
-            assert request_id is not None, "a queue that is not empty has a first request"
+            if request_id is None:
+                return
             request = self.requests[request_id]
+            if request.deadline <= self._at:
+                self._expire(request)
+                continue
             name = model.free_workers.least(request.host)
             assert name is not None, "there was a free worker a moment ago"
             self._start(model, request, self.workers[name])
@@ -186,36 +234,46 @@ class Router:
         A worker is reserved for the first of them: it gets nothing new until it is idle.
         """
         while model.suspects:
+            request = self.requests[next(iter(model.suspects))]
+            if request.deadline <= self._at:
+                self._expire(request)
+                continue
             worker = self._reserve(model)
             if worker is None or worker.slots:
                 return
-            request_id = next(iter(model.suspects))
-            del model.suspects[request_id]
+            del model.suspects[request.request_id]
             model.reserved = ""
             worker.exclusive = True
-            self._start(model, self.requests[request_id], worker)
+            self._start(model, request, worker)
 
     def _reserve(self, model: Model) -> Worker | None:
-        reserved = self.workers.get(model.reserved)
-        if reserved is not None and reserved.state is WorkerState.READY:
-            return reserved
-        candidates = [w for w in model.workers.values() if w.state is WorkerState.READY and not w.exclusive]
-        if not candidates:
-            return None
-        worker = min(candidates, key=lambda candidate: len(candidate.slots))
-        model.reserved = worker.name
-        self._offer(model, worker)
-        return worker
+        """The reserved worker; the least loaded free one is reserved when there is none. None while all are full."""
+        if not model.reserved:
+            name = model.free_workers.least()
+            if name is None:
+                return None
+            model.reserved = name
+            self._offer(model, self.workers[name])
+        return self.workers[model.reserved]
+
+    def _release_reserved(self, model: Model) -> None:
+        """Nothing is suspect any more, or the reserved worker is not to get anything."""
+        worker = self.workers.get(model.reserved)
+        model.reserved = ""
+        if worker is not None:
+            self._offer(model, worker)
+        self._stirred[model.name] = model
 
     def _start(self, model: Model, request: Request, worker: Worker) -> None:
         model.queued_bytes -= request.weight_bytes
+        self._attempts += 1
         request.state = RequestState.RUNNING
-        request.attempt += 1
-        request.worker = worker.name
+        request.worker, request.attempt, request.adopted = worker.name, self._attempts, False
         request.started = self._at
         if not worker.slots:
             worker.progressed = self._at
-        worker.slots[request.request_id] = request.attempt
+        worker.slots[request.request_id, request.attempt] = None
+        self._watch(worker)
         self._offer(model, worker)
         self._tell(request, f"sent to {worker.name}, attempt {request.attempt}")
         left = request.deadline - self._at if request.deadline < math.inf else None
@@ -240,29 +298,25 @@ class Router:
 
     def _on_output(self, event: ev.OutputArrived) -> None:
         worker = self.workers.get(event.worker)
-        ends = event.done or bool(event.code)
         if worker is not None:
             worker.progressed = self._at
         request = self.requests.get(event.request_id)
-        current = request is not None and (request.worker, request.attempt) == (event.worker, event.attempt)
-        if request is not None and current and event.seq >= request.delivered:
+        if request is not None and (request.worker, request.attempt) == (event.worker, event.attempt):
             self._deliver(request, event)
         elif not event.code:
             self._effects.append(_discard(event))
-        if worker is not None and ends:
+        if worker is not None and (event.done or event.code):
             self._free_slot(worker, event.request_id, event.attempt)
 
     def _deliver(self, request: Request, event: ev.OutputArrived) -> None:
+        """An answer of the attempt that counts. An error counts whatever its number."""
         if event.code:
             self._finish_with_error(request, event.code, event.text)
             return
-        if event.seq > request.delivered:
+        if event.seq != request.delivered:
             self._effects.append(_discard(event))
-            text = f"worker {event.worker} sent part {event.seq} where part {request.delivered} was due"
-            self._finish_with_error(request, errors.PipelineError.code, text)
-            self._effects.append(
-                ev.SendCancel(worker=event.worker, request_id=event.request_id, attempt=event.attempt),
-            )
+            if event.done or event.seq > request.delivered:
+                self._out_of_step(request, event)
             return
         request.delivered += 1
         self._effects.append(
@@ -272,21 +326,34 @@ class Router:
             self.models[request.model].learn(self._at - request.started)
             self._end(request, "finished")
 
+    def _out_of_step(self, request: Request, event: ev.OutputArrived) -> None:
+        """Parts are missing, or the last part comes before parts that were passed on already.
+
+        Of adopted work they may have gone to an earlier coordinator, so it is run again, from its first part.
+        """
+        if not event.done:
+            self._stop_work(request)
+        text = f"worker {event.worker} sent part {event.seq} where part {request.delivered} was due"
+        if request.adopted:
+            self._tell(request, f"{text}; to be run again")
+            self._enqueue(request)
+        else:
+            self._finish_with_error(request, errors.PipelineError.code, text)
+
     def _free_slot(self, worker: Worker, request_id: str, attempt: int) -> None:
-        if worker.slots.get(request_id) != attempt:
+        if (request_id, attempt) not in worker.slots:
             return
-        del worker.slots[request_id]
-        worker.adopted.pop(request_id, None)
+        del worker.slots[request_id, attempt]
         worker.exclusive = worker.exclusive and bool(worker.slots)
-        model = self.models.get(worker.model)
-        if model is not None:
-            self._offer(model, worker)
-            self._dispatch(model)
+        model = self.models[worker.model]
+        _forget_adoptable(model, worker, request_id, attempt)
+        self._offer(model, worker)
+        self._stirred[model.name] = model
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     def _finish_with_error(self, request: Request, code: str, text: str) -> None:
-        self._tell(request, f"{code}: {text[:200]}")
+        self._tell(request, f"{code}: {text}")
         error = ev.SendError(
             client=request.client,
             request_id=request.request_id,
@@ -295,13 +362,14 @@ class Router:
             story=self.story(request.request_id),
         )
         self._effects.append(error)
-        outcome = code if code in ("cancelled", "expired", "worker_lost", "poison_request") else "failed"
-        self._end(request, outcome)
+        self._end(request, code if code in _COUNTED_CODES else "failed")
 
     def _end(self, request: Request, outcome: str) -> None:
         """The one place where a request leaves the books."""
-        self._unqueue(request)
+        if request.state is RequestState.QUEUED:
+            self._unqueue(request)
         del self.requests[request.request_id]
+        self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
         client.live.discard(request.request_id)
         if not client.live:
@@ -312,12 +380,12 @@ class Router:
         self._effects.append(ev.ForgetBody(request_id=request.request_id))
 
     def _unqueue(self, request: Request) -> None:
-        model = self.models.get(request.model)
-        if model is None or request.state is not RequestState.QUEUED:
-            return
+        model = self.models[request.model]
         model.queue.remove(request.request_id)
         model.suspects.pop(request.request_id, None)
         model.queued_bytes -= request.weight_bytes
+        if model.reserved and not model.suspects:
+            self._release_reserved(model)
 
     def _stop_work(self, request: Request) -> None:
         if request.state is RequestState.RUNNING:
@@ -340,19 +408,31 @@ class Router:
             self._end(request, "cancelled")
 
     def _on_tick(self, _event: ev.Ticked) -> None:
-        while (due := self.next_deadline()) is not None and due <= self._at:
-            request = self.requests[heapq.heappop(self._deadlines)[1]]
-            where = "waiting" if request.state is RequestState.QUEUED else f"running on {request.worker}"
-            waited = self._at - request.arrived
-            self._stop_work(request)
-            self._finish_with_error(request, "expired", f"its deadline passed after {waited:.3f} s, while {where}")
-        for worker in [w for w in self.workers.values() if w.is_hung(self._at)]:
-            idle_s = self._at - worker.progressed
-            self._lose_worker(worker, "hung", f"worker {worker.name} made no progress for {idle_s:.1f} s")
+        while (request_id := self._deadlines.pop_due(self._at)) is not None:
+            self._expire(self.requests[request_id])
+        while (name := self._hang_checks.pop_due(self._at)) is not None:
+            self._look_whether_hung(self.workers[name])
 
-    def _deadline_counts(self, entry: tuple[float, str]) -> bool:
-        request = self.requests.get(entry[1])
-        return request is not None and request.deadline == entry[0]
+    def _expire(self, request: Request) -> None:
+        where = "waiting" if request.state is RequestState.QUEUED else f"running on {request.worker}"
+        waited_s = self._at - request.arrived
+        self._stop_work(request)
+        text = f"its deadline passed after {waited_s:.3f} s, while {where}"
+        self._finish_with_error(request, errors.DeadlineExpired.code, text)
+
+    def _look_whether_hung(self, worker: Worker) -> None:
+        if not worker.slots:
+            return
+        if worker.hangs_at > self._at:
+            self._watch(worker)
+            return
+        idle_s = self._at - worker.progressed
+        self._lose_worker(worker, "hung", f"worker {worker.name} made no progress for {idle_s:.1f} s")
+
+    def _watch(self, worker: Worker) -> None:
+        """Look at a worker that holds work when it may be hung; one look per limit, not per answer."""
+        if worker.name not in self._hang_checks:
+            self._hang_checks.set(worker.name, worker.hangs_at)
 
     # -- workers ------------------------------------------------------------------------------------------------------
 
@@ -369,20 +449,50 @@ class Router:
         if model is None:
             model = self.models[event.model] = Model(name=event.model, task=event.task, deployment=event.deployment)
             model.max_queued, model.max_queued_bytes = event.max_queued, event.max_queued_bytes
+        if model.task != event.task:
+            self._turn_away(worker, event, model)
+            return
         worker.ready(event, self._at)
         model.workers[worker.name] = worker
+        model.credits += worker.credits
         model.unhealthy = ""
+        for request_id, attempt in worker.slots:
+            self._find_again(model, worker, request_id, attempt)
+        if worker.slots:
+            self._watch(worker)
         self._offer(model, worker)
         self._notify(worker.name, event.deployment, "ready")
-        self._dispatch(model)
+        self._stirred[model.name] = model
+
+    def _turn_away(self, worker: Worker, event: ev.WorkerReadied, model: Model) -> None:
+        """A worker for another task than the model's could answer none of its requests."""
+        text = f"model {model.name!r} serves task {model.task!r}, and this worker serves {event.task!r}"
+        worker.deployment = event.deployment
+        self._effects.append(ev.SendDrain(worker=worker.name))
+        self._lose_worker(worker, "start_failed", text)
+
+    def _find_again(self, model: Model, worker: Worker, request_id: str, attempt: int) -> None:
+        """A worker brings work along. It goes on when its client wants it and nobody else does it, now or later."""
+        self._attempts = max(self._attempts, attempt)
+        request = self.requests.get(request_id)
+        if request is None and request_id not in model.adoptable:
+            model.adoptable[request_id] = (worker, attempt)
+        elif request is not None and request.state is RequestState.QUEUED and request.model == model.name:
+            self._unqueue(request)
+            self._adopt(request, worker, attempt)
+        else:
+            self._effects.append(ev.SendCancel(worker=worker.name, request_id=request_id, attempt=attempt))
 
     def _on_start_failed(self, event: ev.WorkerStartFailed) -> None:
-        self.workers.pop(event.worker, None)
-        self._notify(event.worker, event.deployment, "start_failed", event.text)
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            worker.deployment = event.deployment
+            self._lose_worker(worker, "start_failed", event.text)
 
     def _on_beat(self, event: ev.WorkerBeat) -> None:
+        """Only progress counts: a worker that calls itself idle while it holds work has lost that work."""
         worker = self.workers.get(event.worker)
-        if worker is not None and (event.progress != worker.progress or not event.busy):
+        if worker is not None and event.progress != worker.progress:
             worker.progress, worker.progressed = event.progress, self._at
 
     def _on_worker_gone(self, event: ev.WorkerGone) -> None:
@@ -392,21 +502,22 @@ class Router:
 
     def _lose_worker(self, worker: Worker, what: str, text: str) -> None:
         del self.workers[worker.name]
+        self._hang_checks.remove(worker.name)
         self._notify(worker.name, worker.deployment, what, text)
         model = self.models.get(worker.model)
         if model is None:
             return
         del model.workers[worker.name]
+        model.credits -= worker.credits
         model.free_workers.remove(worker.name)
         if model.reserved == worker.name:
-            model.reserved = ""
-        for request_id, attempt in worker.slots.items():
+            self._release_reserved(model)
+        for request_id, attempt in worker.slots:
+            _forget_adoptable(model, worker, request_id, attempt)
             request = self.requests.get(request_id)
             if request is not None and (request.worker, request.attempt) == (worker.name, attempt):
                 self._retry(request, text)
-        self._forget_if_abandoned(model)
-        if worker.model in self.models:
-            self._dispatch(model)
+        self._fail_if_abandoned(model)
 
     def _retry(self, request: Request, text: str) -> None:
         request.losses += 1
@@ -423,46 +534,61 @@ class Router:
 
     def _on_drain(self, event: ev.DrainAsked) -> None:
         worker = self.workers.get(event.worker)
-        if worker is None or worker.state is WorkerState.DRAINING:
+        if worker is not None:
+            self._drain(worker)
+
+    def _drain(self, worker: Worker) -> None:
+        if worker.state is WorkerState.DRAINING:
             return
         worker.state = WorkerState.DRAINING
+        self._effects.append(ev.SendDrain(worker=worker.name))
         model = self.models.get(worker.model)
         if model is not None:
+            model.free_workers.remove(worker.name)
             if model.reserved == worker.name:
-                model.reserved = ""
-            self._offer(model, worker)
-            self._dispatch(model)
-        self._effects.append(ev.SendDrain(worker=worker.name))
+                self._release_reserved(model)
 
     # -- deployments --------------------------------------------------------------------------------------------------
 
     def _on_deployments(self, event: ev.DeploymentsChanged) -> None:
-        self._has_fleet = True
         expected = {entry.model: entry for entry in event.deployments}
         for entry in event.deployments:
             self._expect(entry)
         for model in [model for model in self.models.values() if model.name not in expected]:
             model.expected = False
-            self._forget_if_abandoned(model)
+            self._fail_if_abandoned(model)
 
     def _expect(self, entry: ev.DeploymentExpected) -> None:
         model = self.models.get(entry.model)
         if model is None:
             model = self.models[entry.model] = Model(name=entry.model, task=entry.task, deployment=entry.deployment)
+        if model.task != entry.task:
+            self._change_task(model, entry.task)
         model.expected = True
+        model.deployment = entry.deployment
         model.replicas = entry.replicas
         model.max_queued, model.max_queued_bytes = entry.max_queued, entry.max_queued_bytes
-        model.unhealthy = "" if model.workers else entry.unhealthy
-        if model.unhealthy:
-            self._fail_waiting(model, errors.DeploymentUnhealthy.code, _unhealthy_text(model))
+        model.unhealthy = entry.unhealthy
+        self._fail_if_abandoned(model)
 
-    def _forget_if_abandoned(self, model: Model) -> None:
-        """A model that no fleet expects and no worker serves is served no more; its requests must not wait for ever."""
-        if model.expected or model.workers:
+    def _change_task(self, model: Model, task: str) -> None:
+        """The fleet serves another task under this name now: what waits cannot run, and the old workers are to go."""
+        text = f"model {model.name!r} serves task {task!r} now, not {model.task!r}"
+        self._fail_waiting(model, errors.WrongTask.code, text)
+        for worker in model.workers.values():
+            self._drain(worker)
+        model.task = task
+
+    def _fail_if_abandoned(self, model: Model) -> None:
+        """Requests must not wait for ever for a model that no worker serves and none is going to."""
+        if model.workers:
             return
-        text = f"the last worker of model {model.name!r} has left and none is expected"
-        self._fail_waiting(model, errors.WorkerLost.code, text)
-        del self.models[model.name]
+        if not model.expected:
+            text = f"no worker of model {model.name!r} is left and none is expected"
+            self._fail_waiting(model, errors.WorkerLost.code, text)
+            del self.models[model.name]
+        elif model.unhealthy:
+            self._fail_waiting(model, errors.DeploymentUnhealthy.code, _unhealthy_text(model))
 
     def _fail_waiting(self, model: Model, code: str, text: str) -> None:
         for request_id in [*model.suspects, *model.queue.waiting()]:
@@ -484,36 +610,18 @@ class Router:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books do not balance; O(everything), for tests."""
+        assert not self._stirred, "a model was marked and not dispatched"
         for request in self.requests.values():
-            self._check_request(request)
+            check_request(request, self.models, self.workers)
         for model in self.models.values():
-            waiting = {*model.queue.waiting(), *model.suspects}
-            assert all(self.requests[r].state is RequestState.QUEUED for r in waiting), "a waiting request is not QUEUED"
-            weight = sum(self.requests[r].weight_bytes for r in waiting)
-            assert weight == model.queued_bytes, f"{model.name}: {model.queued_bytes} bytes counted, {weight} waiting"
-        for name, worker in self.workers.items():
-            assert len(worker.slots) <= worker.credits, f"{name} holds more than its credits"
-            model_known = worker.state is WorkerState.STARTING or name in self.models[worker.model].workers
-            assert model_known, f"{name} is not among its model's workers"
-        _check_clients(self.clients, self.requests.values())
-
-    def _check_request(self, request: Request) -> None:
-        model = self.models[request.model]
-        queued = request.request_id in model.queue or request.request_id in model.suspects
-        if request.state is RequestState.QUEUED:
-            assert queued, f"{request.request_id} is QUEUED and in no queue"
-            assert not request.worker, f"{request.request_id} is QUEUED and has a worker"
-        else:
-            assert not queued, f"{request.request_id} is RUNNING and in a queue"
-            slots = self.workers[request.worker].slots
-            assert slots.get(request.request_id) == request.attempt, f"{request.request_id} runs in no slot"
-
-
-def _check_clients(clients: dict[str, Client], requests: Iterable[Request]) -> None:
-    live: dict[str, set[str]] = {}
-    for request in requests:
-        live.setdefault(request.client, set()).add(request.request_id)
-    assert live == {name: client.live for name, client in clients.items()}, "a client's live requests are miscounted"
+            check_model(model, self.requests, self.workers)
+        for worker in self.workers.values():
+            check_worker(worker, self.models)
+            assert not worker.slots or worker.name in self._hang_checks, f"{worker.name} holds work and is not watched"
+        check_clients(self.clients, self.requests)
+        timed = sum(request.deadline < math.inf for request in self.requests.values())
+        assert len(self._deadlines) == timed, f"{len(self._deadlines)} deadlines for {timed} requests"
+        assert len(self._stories) == len(self.requests), "the live stories are not those of the live requests"
 
 
 def _discard(event: ev.OutputArrived) -> ev.SendDiscard:
@@ -525,22 +633,10 @@ def _discard(event: ev.OutputArrived) -> ev.SendDiscard:
     )
 
 
+def _forget_adoptable(model: Model, worker: Worker, request_id: str, attempt: int) -> None:
+    if model.adoptable.get(request_id) == (worker, attempt):
+        del model.adoptable[request_id]
+
+
 def _unhealthy_text(model: Model) -> str:
     return f"model {model.name!r} cannot start: {model.unhealthy}"
-
-
-_HANDLERS: dict[type[ev.Event], Callable[[Router, Any], None]] = {
-    ev.RequestArrived: Router._on_request,
-    ev.CancelAsked: Router._on_cancel,
-    ev.ClientGone: Router._on_client_gone,
-    ev.WorkerJoined: Router._on_worker_joined,
-    ev.WorkerReadied: Router._on_worker_ready,
-    ev.WorkerStartFailed: Router._on_start_failed,
-    ev.WorkerBeat: Router._on_beat,
-    ev.WorkerGone: Router._on_worker_gone,
-    ev.DrainAsked: Router._on_drain,
-    ev.OutputArrived: Router._on_output,
-    ev.DeploymentsChanged: Router._on_deployments,
-    ev.ShutdownAsked: Router._on_shutdown,
-    ev.Ticked: Router._on_tick,
-}

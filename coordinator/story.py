@@ -9,6 +9,8 @@ from collections import OrderedDict
 
 #: Lines per request; a long stream keeps its beginning and its end.
 MAX_LINES = 48
+#: Characters per line; what a worker or a pipeline says may be long.
+MAX_CHARS = 200
 #: Stories of ended requests that can still be asked for.
 MAX_ENDED = 2048
 
@@ -27,10 +29,10 @@ class Stories:
             lines = self._live[request_id] = []
         elif len(lines) >= MAX_LINES:
             del lines[MAX_LINES // 2]
-        lines.append((at, text))
+        lines.append((at, text[:MAX_CHARS]))
 
     def end(self, request_id: str) -> None:
-        """The request has ended; its story is kept among the last 2048."""
+        """The request has ended; its story is kept among the last MAX_ENDED."""
         lines = self._live.pop(request_id, None)
         if lines is not None:
             self._ended[request_id] = lines

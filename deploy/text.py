@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -55,3 +56,9 @@ def duration(seconds: float) -> str:
 def several(count: int, one: str, many: str = "") -> str:
     """A number and its noun: "1 worker", "2 workers"."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest of `values` that at least `share` (0 to 1) of them do not exceed; NaN when there are none."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan

@@ -17,7 +17,7 @@ from .context import BaseContext, GenerationStatus
 from .pipeline import PipelineInputs
 from .request import RequestID
 from .sampling import SamplingParams
-from .validation import require_model, require_options
+from .validation import is_token, require_id, require_model, require_options, require_text
 
 #: Longest text of one request, in characters: the limit the reference documents, and here enforced.
 MAX_AUDIO_INPUT_CHARS = 4096
@@ -31,7 +31,8 @@ class AudioGenerationRequest:
     the audio arrives in chunks while it is made. `buffer_speech_tokens` is the tail of a previous request. `options`
     are the pipeline's own (for speech: voice, rate).
 
-    Raises InvalidRequest (a ValueError) when there is neither `input` nor `prompt`, or the text is too long.
+    Raises InvalidRequest (a ValueError) when there is neither `input` nor `prompt`, a text is too long, or a field has
+    another type.
     """
 
     request_id: RequestID = field(default_factory=RequestID)
@@ -47,19 +48,41 @@ class AudioGenerationRequest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_id(self.request_id)
         require_model(self.model)
         require_options(self.options)
         if self.input is None and self.prompt is None:
             raise InvalidRequest("an AudioGenerationRequest needs `input` (a text) or `prompt` (a text or token ids)")
-        for name in ("input", "prompt"):
+        if self.input is not None:
+            _require_speakable("input", self.input)
+        if self.prompt is not None and not isinstance(self.prompt, list | tuple):
+            _require_speakable("prompt", self.prompt)
+        for name in ("prompt", "audio_prompt_tokens"):
             value = getattr(self, name)
-            if isinstance(value, str) and len(value) > MAX_AUDIO_INPUT_CHARS:
-                raise InvalidRequest(
-                    f"`{name}` has {len(value)} characters, at most {MAX_AUDIO_INPUT_CHARS} are taken; split the text",
-                )
+            if value is not None and not isinstance(value, str):
+                _require_tokens(name, value)
+        require_text("audio_prompt_transcription", self.audio_prompt_transcription)
+        if not isinstance(self.sampling_params, SamplingParams):
+            raise InvalidRequest("`sampling_params` must be a SamplingParams")
+        tail = self.buffer_speech_tokens
+        if tail is not None and not (isinstance(tail, np.ndarray) and np.issubdtype(tail.dtype, np.integer)):
+            raise InvalidRequest("`buffer_speech_tokens` must be an array of integers")
 
     def __str__(self) -> str:
         return str(self.request_id)
+
+
+def _require_speakable(name: str, text: object) -> None:
+    require_text(name, text)
+    if isinstance(text, str) and len(text) > MAX_AUDIO_INPUT_CHARS:
+        raise InvalidRequest(
+            f"`{name}` has {len(text)} characters, at most {MAX_AUDIO_INPUT_CHARS} are taken; split the text",
+        )
+
+
+def _require_tokens(name: str, value: object) -> None:
+    if not isinstance(value, list | tuple) or not all(is_token(token) for token in value):
+        raise InvalidRequest(f"`{name}` must be a list of token ids")
 
 
 AudioGenerationContextType = TypeVar("AudioGenerationContextType", bound=BaseContext)

@@ -297,8 +297,8 @@ class _Decoding:
         if code == SHARED:
             if self._resolve is None:
                 raise DecodeError("a shared-memory handle where none is expected")
-            pool, shape, *rest = _SHARED_FIELDS.decode(data)
-            return self._resolve(SharedMemoryArray(pool, tuple(shape), *rest))
+            name, shape, dtype, offset, generation, host = _SHARED_FIELDS.decode(data)
+            return self._resolve(SharedMemoryArray(name, tuple(shape), dtype, offset, generation, host))
         raise DecodeError(f"extension type {code} is unknown")
 
     def _finish(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -371,13 +371,13 @@ class _Encoder:
 
     def __call__(self, value: Any) -> bytes:
         if self.shared_memory_threshold is None:
-            body: bytes = encode_body(value).frames[0]
-            return body
-        pool = self.pool if self.pool is not None else _memory.pool
-        encoded = encode_body(value, place=publisher(pool), threshold_bytes=self.shared_memory_threshold)
-        for loan in encoded.loans:
-            pool.send(loan)
-        body = encoded.frames[0]
+            encoded = encode_body(value)
+        else:
+            pool = self.pool if self.pool is not None else _memory.pool
+            encoded = encode_body(value, place=publisher(pool), threshold_bytes=self.shared_memory_threshold)
+            for loan in encoded.loans:
+                pool.send(loan)
+        body: bytes = encoded.frames[0]
         return body
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,13 +5,16 @@ Declared in Python or in a file (`deploy/config.py` reads those); the fleet star
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from ..errors import ConfigError
 from .outputs import served_tasks
 from .pipeline import PipelineTask
+
+#: Longest name of a model, in characters.
+MAX_MODEL_CHARS = 128
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,16 +48,24 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pool_budget_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.model or len(self.model) > 128:
-            raise ConfigError("`model` must be a name of 1 to 128 characters")
-        if self.task.value not in served_tasks():
-            raise ConfigError(f"`task` of model {self.model!r} must be one of {served_tasks()}, not {self.task.value!r}")
-        if not self.pipeline:
-            raise ConfigError(f"`pipeline` of model {self.model!r} must be 'module:factory', 'file.py:factory' or a name")
+        if not isinstance(self.model, str) or not 0 < len(self.model) <= MAX_MODEL_CHARS:
+            raise ConfigError(f"`model` must be a name of 1 to {MAX_MODEL_CHARS} characters, not {self.model!r:.60}")
+        if not isinstance(self.task, PipelineTask) or self.task.value not in served_tasks():
+            self._refuse("task", f"the PipelineTask of one of {served_tasks()}")
+        if not isinstance(self.pipeline, str) or not self.pipeline:
+            self._refuse("pipeline", "'module:factory', 'file.py:factory' or a name")
+        if not isinstance(self.options, dict) or not all(isinstance(key, str) for key in self.options):
+            self._refuse("options", "a dict with string keys")
         for key, least in _LEAST.items():
             value = getattr(self, key)
-            if value is not None and not value >= least:
-                raise ConfigError(f"`{key}` of model {self.model!r} must be at least {least}, not {value!r}")
+            if not _is_number(value, least, whole=key in _WHOLE) and not (value is None and key in _OPTIONAL):
+                whole = f"a whole number of at least {least}"
+                self._refuse(key, whole if key in _WHOLE else f"a number from {least} to {_MOST:.0e}")
+        if not isinstance(self.resources, dict) or not all(_is_number(n, 0) for n in self.resources.values()):
+            self._refuse("resources", f"a dict of names to numbers from 0 to {_MOST:.0e}")
+
+    def _refuse(self, key: str, allowed: str) -> NoReturn:
+        raise ConfigError(f"`{key}` of model {self.model!r} must be {allowed}, not {getattr(self, key)!r:.60}")
 
     @property
     def name(self) -> str:
@@ -62,6 +73,15 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.model
 
 
+def _is_number(value: object, least: float, *, whole: bool = False) -> bool:
+    """NaN, infinity and bools are no numbers here, nor what a message cannot carry."""
+    if whole:
+        return type(value) is int and least <= value < 1 << 63
+    return type(value) in (int, float) and least <= value <= _MOST  # type: ignore[operator]
+
+
+#: The most of anything that is not counted: `wire.py` takes no longer time.
+_MOST = 1e9
 _LEAST: dict[str, float] = {
     "replicas": 0,
     "num_gpus": 0,
@@ -74,3 +94,5 @@ _LEAST: dict[str, float] = {
     "hang_limit_s": 0.1,
     "pool_budget_bytes": 1 << 20,
 }
+_WHOLE = {"replicas", "max_batch_size", "max_ongoing_requests", "max_queued", "max_queued_bytes", "pool_budget_bytes"}
+_OPTIONAL = {"max_batch_size", "max_ongoing_requests", "pool_budget_bytes"}

@@ -17,7 +17,7 @@ from .context import BaseContext
 from .pipeline import PipelineInputs
 from .request import RequestID
 from .tokens import TokenBuffer
-from .validation import require_model, require_options
+from .validation import is_token, require_id, require_model, require_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class EmbeddingsRequest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_id(self.request_id)
         require_model(self.model)
         require_options(self.options)
         input_kind(self.input)
@@ -56,22 +57,18 @@ def input_kind(value: object) -> str:
             if all(check(item) for item in value):
                 return kind
     raise InvalidRequest(
-        "the input of an EmbeddingsRequest is a text, a list of texts, a list of token ids, a list of such lists, an "
+        "the `input` of an EmbeddingsRequest is a text, a list of texts, a list of token ids, a list of such lists, an "
         f"array or a list of arrays, and not empty; got {_describe(value)}",
     )
 
 
-def _is_token(item: object) -> bool:
-    return isinstance(item, int | np.integer) and not isinstance(item, bool)
-
-
 def _is_token_list(item: object) -> bool:
-    return isinstance(item, list | tuple) and bool(item) and all(_is_token(token) for token in item)
+    return isinstance(item, list | tuple) and bool(item) and all(is_token(token) for token in item)
 
 
 _LIST_KINDS = (
     ("texts", lambda item: isinstance(item, str)),
-    ("tokens", _is_token),
+    ("tokens", is_token),
     ("token_lists", _is_token_list),
     ("arrays", lambda item: isinstance(item, np.ndarray)),
 )

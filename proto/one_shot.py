@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import WrongTask
+from ..errors import InvalidRequest, WrongTask
 from .audio import AudioGenerationRequest
 from .context import GenerationStatus
 from .embeddings import EmbeddingsRequest, input_kind
@@ -65,6 +65,10 @@ class OneShotContext:
         return self._allocate((shape,) if isinstance(shape, int) else tuple(shape), dtype)
 
 
+class _NoTokensError(InvalidRequest, AttributeError):
+    """A context without tokens. An AttributeError too: `isinstance` with a protocol reads properties (Python 3.11)."""
+
+
 class EmbeddingsRequestContext(OneShotContext):
     """One embeddings request: `texts`, `token_ids` or `arrays` hold the input, the other two are empty."""
 
@@ -81,9 +85,9 @@ class EmbeddingsRequestContext(OneShotContext):
 
     @property
     def tokens(self) -> TokenBuffer:
-        """The first list of token ids; ValueError when the request carries none."""
+        """The first list of token ids; InvalidRequest (a ValueError, and an AttributeError) when there is none."""
         if not self.token_ids:
-            raise ValueError(f"request {self.request_id} carries no token ids")
+            raise _NoTokensError("the pipeline needs token ids as `input`, and the request carries texts or arrays")
         return TokenBuffer(np.array(self.token_ids[0], np.int64))
 
 
@@ -103,16 +107,19 @@ class PixelContext(OneShotContext):
 
 
 class AudioContext(OneShotContext):
-    """One audio request: the text to speak or token ids in `prompt`; `streaming` asks for chunks.
+    """One audio request: `text` is its prompt (a text or token ids) where it has one, else the text to speak.
 
-    `chunks_sent` counts the outputs already streamed: 0 in the first step.
+    `streaming` asks for chunks; `chunks_sent` counts the outputs already streamed: 0 in the first step. The voice to
+    imitate is in `audio_prompt_tokens` and `audio_prompt_transcription`.
     """
 
     def __init__(self, *, request: AudioGenerationRequest, **common: Any) -> None:
         super().__init__(**common)
-        self.text = request.input if request.input is not None else request.prompt
+        self.text = request.prompt if request.prompt is not None else request.input
         self.streaming = request.streaming
         self.sampling_params = request.sampling_params
+        self.audio_prompt_tokens = tuple(request.audio_prompt_tokens)
+        self.audio_prompt_transcription = request.audio_prompt_transcription
         self.buffer_speech_tokens = request.buffer_speech_tokens
         self.chunks_sent = 0
 
@@ -121,7 +128,9 @@ OneShotRequest = EmbeddingsRequest | PixelGenerationRequest | AudioGenerationReq
 
 
 def new_context(request: OneShotRequest, *, options: Any, allocate: Allocate) -> OneShotContext:
-    """The context of a request; WrongTask for a request of another kind."""
+    """The context of a request; WrongTask for anything else."""
+    if not isinstance(request, EmbeddingsRequest | PixelGenerationRequest | AudioGenerationRequest):
+        raise WrongTask(f"no one-shot context for a {type(request).__name__}")
     common: dict[str, Any] = {
         "request_id": request.request_id,
         "model_name": request.model,
@@ -132,9 +141,7 @@ def new_context(request: OneShotRequest, *, options: Any, allocate: Allocate) ->
         return _embeddings_context(request, common)
     if isinstance(request, PixelGenerationRequest):
         return PixelContext(request=request, arrays=tuple(request.images), **common)
-    if isinstance(request, AudioGenerationRequest):
-        return AudioContext(request=request, **common)
-    raise WrongTask(f"no one-shot context for a {type(request).__name__}")
+    return AudioContext(request=request, **common)
 
 
 def _embeddings_context(request: EmbeddingsRequest, common: dict[str, Any]) -> EmbeddingsRequestContext:

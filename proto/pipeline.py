@@ -25,7 +25,7 @@ class InputModality(str, Enum):
 class PipelineTask(str, Enum):
     """The kind of work a request asks for; the coordinator routes by it and by the model's name.
 
-    `UNDEFINED` means "find out later" and is never routed. `output_type` of `outputs.py` maps a task to its answer.
+    `UNDEFINED` means "find out later" and is never routed. `task_types` of `outputs.py` maps a task to its types.
     """
 
     TEXT_GENERATION = "text_generation"

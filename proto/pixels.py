@@ -1,10 +1,11 @@
 """Pixels: the request and the batch input of `PipelineTask.PIXEL_GENERATION`, images in and images out.
 
-The answer is a `GenerationOutput` (`generation.py`); the context a pipeline receives is `PixelContext` in `one_shot.py`.
+The answer is a `GenerationOutput` (`generation.py`); a pipeline receives a `PixelContext` per request (`one_shot.py`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -16,7 +17,7 @@ from .context import BaseContext
 from .pipeline import PipelineInputs
 from .request import RequestID
 from .tokens import TokenBuffer
-from .validation import require_at_least, require_model, require_options
+from .validation import require_at_least, require_id, require_model, require_options, require_text, require_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,18 @@ class PixelGenerationRequest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_id(self.request_id)
         require_model(self.model)
         require_options(self.options)
+        require_text("prompt", self.prompt)
+        require_text("negative_prompt", self.negative_prompt)
         if not isinstance(self.images, list) or not all(isinstance(image, np.ndarray) for image in self.images):
             raise InvalidRequest("`images` must be a list of numpy arrays")
         if not self.prompt and not self.images:
             raise InvalidRequest("a PixelGenerationRequest needs a prompt or at least one image")
         for name in ("height", "width", "num_inference_steps", "num_images_per_prompt"):
-            require_at_least(name, getattr(self, name), 1)
+            require_whole(name, getattr(self, name), 1)
+        require_whole("seed", self.seed, -math.inf)
         require_at_least("guidance_scale", self.guidance_scale, 0)
 
     def __str__(self) -> str:

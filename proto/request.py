@@ -52,9 +52,11 @@ class RequestID:
 
     @classmethod
     def from_wire(cls, value: object) -> RequestID:
-        """The id a received value stands for; InvalidRequest for what is no id, None included."""
+        """The id a received value stands for; InvalidRequest for what is no id, None included, and for the dummy's."""
         if not isinstance(value, str):
             raise InvalidRequest(f"a RequestID travels as a text, not as a {type(value).__name__}")
+        if value == DUMMY_REQUEST_ID.value:
+            raise InvalidRequest(f"the RequestID {value!r} is kept for work that a worker gives itself")
         return cls(value)
 
     def __eq__(self, other: object) -> bool:
@@ -78,7 +80,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-#: Marks synthetic work (warm-up, graph capture) inside a worker; it never travels, so no client's id can meet it.
+#: Marks synthetic work (warm-up, graph capture) inside a worker; refused from the wire, so no client's id meets it.
 DUMMY_REQUEST_ID = RequestID("cuda_graph_dummy")
 
 

@@ -82,11 +82,6 @@ class Loan:
         self.generation = generation
         self.handle = handle
 
-    @property
-    def is_over(self) -> bool:
-        """Whether it has been released, by hand or by `Pool.send`."""
-        return self._pool is None
-
     def release(self) -> None:
         """Give the block back now; again is harmless."""
         pool, self._pool = self._pool, None
@@ -203,11 +198,11 @@ class Pool:
         """The loan's handle is about to leave: the block now waits for a reader's claim, and the loan is over.
 
         Call it before the message goes, or the reader's claim may be counted first and the block wait for a second
-        one. Raises StaleHandle when the loan is over already, SegmentGone when the pool is closed.
+        one. Raises StaleHandle when the loan is over already (or another pool's), SegmentGone when the pool is closed.
         """
         with self._lock:
             self._check_open()
-            if loan.is_over:
+            if loan._pool is not self:  # noqa: SLF001 - a loan is the pool's own
                 raise StaleHandle("the loan is over, and its memory may have been reused: lend the array again")
             self._blocks.publish(loan.generation, time.monotonic() + self._claim_timeout_s)
         loan.release()

@@ -141,7 +141,7 @@ def test_token_ids_are_taken_as_they_are(pipeline):
         ([101, 30522, 102], "token list 0 holds the id 30522"),
         ([[101], [5, -1]], "token list 1 holds the id -1"),
         ([[101], [7] * 257], "token list 1 has 257 ids"),
-        ([2**70], f"holds the id {2**70}"),
+        ([2**62], f"holds the id {2**62}"),
         (np.zeros((4, 4), np.float32), "not arrays"),
         ("half a pair: \ud83d", "lone surrogate"),
     ],
@@ -270,6 +270,15 @@ def test_the_settings_of_a_model_folder_are_followed(folder, pipeline):
     other = create(model_dir=str(folder), device="cpu")
     first_14 = " ".join(LONG.split()[:14])
     np.testing.assert_allclose(other.embed([LONG]), pipeline.embed([first_14], normalize=False), atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [None, 4000])
+def test_a_model_has_as_many_tokens_as_positions(folder, wanted):
+    """Without a maximum of its own, or with one too high, a model takes what its positions allow."""
+    rewrite(folder / "sentence_bert_config.json", lambda fields: fields | {"max_seq_length": wanted})
+    other = create(model_dir=str(folder), device="cpu")
+    assert other.max_tokens == 512
+    assert np.linalg.norm(other.embed([LONG])[0]) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(

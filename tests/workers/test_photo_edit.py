@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tensoryard.errors import ConfigError, InvalidRequest, PoolExhausted, RequestCancelled
@@ -273,6 +273,7 @@ def test_an_edited_image_is_an_image_of_the_same_kind(image, operations):
 
 
 @settings(deadline=None)
+@example(144, [Resize(scale=0.2, order=0), Resize(scale=0.5, order=4, antialias=False)])
 @given(st.integers(0, 255), st.lists(OPERATIONS.filter(lambda each: not isinstance(each, Colour | Rotate)), max_size=3))
 def test_an_even_surface_stays_even(level, operations):
     """Nothing but colours (and the corners of a rotation) changes an image of a single level: no drift, no ringing."""

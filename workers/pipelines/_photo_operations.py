@@ -1,8 +1,8 @@
 """The operations of photo editing: what each may be asked for, and what it does to an image.
 
 `photo_edit.py` reads images and requests, and applies these in order. Here an image is planes: a float32 array of shape
-`(channels, height, width)` with values in [0, 1], on the device. An operation gives a new image, or changes the one that
-it is given and that nobody else holds.
+`(channels, height, width)` with values in [0, 1], on the device. An operation gives a new image, or changes the one
+that it is given and that nobody else holds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         raise NotImplementedError
 
 
-class Resize(Operation, tag="resize"):
+class Resize(Operation, frozen=True, kw_only=True, tag="resize"):
     """Another size: `scale` times the present one, or `height` and `width` pixels; of those one may be left out.
 
     `order` is that of the interpolating spline: 0 nearest, 1 linear, 3 cubic. `antialias` blurs before shrinking, so
@@ -107,12 +107,13 @@ class Resize(Operation, tag="resize"):
         result = studio.device.xp.empty((channels, *target), image.dtype)
         zoom = [after / before for before, after in zip(size, target, strict=True)]
         for plane, output in zip(image, result, strict=True):
-            # Pixels are areas, not points: the outer edges of both images meet (grid_mode), and borders are mirrored.
-            studio.device.ndimage.zoom(plane, zoom, output=output, order=self.order, mode="reflect", grid_mode=True)
+            # Pixels are areas, not points: the outer edges of both images meet (grid_mode). Borders are continued, not
+            # mirrored: SciPy's mirrored splines are off by up to 3 % on images of fewer than 8 pixels.
+            studio.device.ndimage.zoom(plane, zoom, output=output, order=self.order, mode="nearest", grid_mode=True)
         return result
 
 
-class Crop(Operation, tag="crop"):
+class Crop(Operation, frozen=True, kw_only=True, tag="crop"):
     """The part `height` x `width` pixels from `top` and `left` on; sizes left out reach to the border."""
 
     top: int = 0
@@ -140,7 +141,7 @@ class Crop(Operation, tag="crop"):
         return slice(start, stop)
 
 
-class Flip(Operation, tag="flip"):
+class Flip(Operation, frozen=True, kw_only=True, tag="flip"):
     """Mirrored: `horizontal` swaps left and right, `vertical` top and bottom."""
 
     direction: Literal["horizontal", "vertical"] = "horizontal"
@@ -150,7 +151,7 @@ class Flip(Operation, tag="flip"):
         return image[:, :, ::-1] if self.direction == "horizontal" else image[:, ::-1]
 
 
-class Rotate(Operation, tag="rotate"):
+class Rotate(Operation, frozen=True, kw_only=True, tag="rotate"):
     """Turned anticlockwise by `degrees`; right angles are exact.
 
     `expand` makes room for the corners; without it the size stays and they are lost. What the photograph does not cover
@@ -185,7 +186,7 @@ class Rotate(Operation, tag="rotate"):
         return math.ceil(height * cosine + width * sine), math.ceil(height * sine + width * cosine)
 
 
-class Blur(Operation, tag="blur"):
+class Blur(Operation, frozen=True, kw_only=True, tag="blur"):
     """Gaussian blur; `sigma` in pixels."""
 
     sigma: float = 1.0
@@ -198,7 +199,7 @@ class Blur(Operation, tag="blur"):
         return _gaussian(image, (self.sigma, self.sigma), studio)
 
 
-class Denoise(Operation, tag="denoise"):
+class Denoise(Operation, frozen=True, kw_only=True, tag="denoise"):
     """Less noise: `median` of a square of `size` pixels (odd), or `gaussian` of `sigma` pixels."""
 
     method: Literal["median", "gaussian"] = "median"
@@ -221,7 +222,7 @@ class Denoise(Operation, tag="denoise"):
         return result
 
 
-class Sharpen(Operation, tag="sharpen"):
+class Sharpen(Operation, frozen=True, kw_only=True, tag="sharpen"):
     """Unsharp mask: `amount` times the difference to a copy blurred by `radius` (sigma, in pixels) is added."""
 
     radius: float = 1.5
@@ -239,7 +240,7 @@ class Sharpen(Operation, tag="sharpen"):
         return image + detail
 
 
-class Colour(Operation, tag="colour"):
+class Colour(Operation, frozen=True, kw_only=True, tag="colour"):
     """Saturation, then brightness, contrast and gamma; 1 leaves each as it is, 0 takes it away.
 
     `saturation` moves colours from (0) or away from grey, `grayscale` is a saturation of 0. `brightness` multiplies,

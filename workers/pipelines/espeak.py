@@ -38,12 +38,13 @@ FULL_SCALE = 32768
 # Japanese, which no space follows; an empty line.
 _END = re.compile(r"[.!?…;]+[\"'”’)\]]*(?=\s)|[。！？；]+[」』”’）]*|\n\s*\n")  # noqa: RUF001 - those marks are meant
 
-# The first character behind the white space, if any.
-_WORD_AHEAD = re.compile(r"\s*(\S?)")
+# Behind a mark: where the next sentence begins.
+_AHEAD = re.compile(r"\S")
 
-# A full stop behind these, or behind a single letter, ends an abbreviation.
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof st vs etc e.g i.e no fig approx jr sr inc ltd co dept est z.b d.h bzw".split()
+# A full stop behind one of these, or behind a single letter, ends no sentence.
+_ABBREVIATED = re.compile(
+    r"mr|mrs|ms|dr|prof|st|jr|sr|vs|etc|e\.g|i\.e|no|fig|approx|dept|est|inc|ltd|co|z\.b|d\.h|bzw|[^\W\d_]",
+    re.IGNORECASE,
 )
 
 # Controls would be commands to espeak-ng (^A changes the voice), or end the text (NUL); tab and line ends are space.
@@ -120,9 +121,10 @@ class Espeak(Pipeline[AudioGenerationInputs[AudioContext], AudioGenerationOutput
 
     def _step(self, context: AudioContext) -> AudioGenerationOutput:
         started = time.perf_counter()
+        options: Any = context.options
         stream = self._streams.get(context.request_id)
         if stream is None:
-            stream = self._streams[context.request_id] = _begin(context.text, context.options)
+            stream = self._streams[context.request_id] = _begin(context.text, options)
         spoken = []
         for _ in range(1 if context.streaming else len(stream.sentences)):
             if context.cancelled:
@@ -206,12 +208,12 @@ def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
     """Whether a mark ends a sentence or clause, and not an abbreviation or a quotation inside one."""
     if not mark[0].startswith((".", "!", "?", "…")):
         return True
-    if _WORD_AHEAD.match(text, mark.end())[1].islower():
+    ahead = _AHEAD.search(text, mark.end())
+    if ahead and ahead[0].islower():
         return False
     # The longest abbreviation known is shorter than this by far.
     before = text[max(0, mark.start() - 16) : mark.start()].split()
-    word = before[-1].lstrip("(\"'“").lower() if before else ""
-    return not (mark[0].startswith(".") and (word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha())))
+    return not (before and mark[0].startswith(".") and _ABBREVIATED.fullmatch(before[-1].lstrip("(\"'“")))
 
 
 def _cut(piece: str, limit: int) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Sentence embeddings by all-MiniLM-L6-v2, or another mean-pooled BERT of the sentence-transformers family.
 
 Texts (or token ids) in, unit vectors out. The mathematics is in `bert.py`; this module reads the model's folder and the
-requests, and decides which texts are computed together. Model: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
-(Wang et al., "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers", 2020).
+requests, and decides which texts are computed together.
+
+Model: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2, after Wang et al., "MiniLM: Deep Self-Attention
+Distillation for Task-Agnostic Compression of Pre-Trained Transformers" (2020).
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class _Text(NamedTuple):
 
     tokens: Sequence[int]
     vector: npt.NDArray[np.float32]
+    options: EmbeddingOptions
     context: EmbeddingsRequestContext
 
 
@@ -81,10 +84,12 @@ class MiniLM(Pipeline[EmbeddingsGenerationInputs, EmbeddingsGenerationOutput]):
     def __init__(self, folder: Path, device: Device, *, max_batch_size: int = 32) -> None:
         self._max_batch_size = max_batch_size
         self._device = device
-        self.max_tokens: int = _json(folder / "sentence_bert_config.json")["max_seq_length"]
+        config = BertConfig.read(folder / "config.json")
+        #: Longest text, in tokens, its first and last special token included.
+        self.max_tokens = _max_tokens(folder, config)
         self._normalizes = _normalizes(folder)
         self._tokenizer = _tokenizer(folder, self.max_tokens)
-        self._encoder = BertEncoder(_weights(folder), BertConfig.read(folder / "config.json"), device)
+        self._encoder = BertEncoder(_weights(folder), config, device)
 
     @property
     def max_batch_size(self) -> int:
@@ -107,7 +112,8 @@ class MiniLM(Pipeline[EmbeddingsGenerationInputs, EmbeddingsGenerationOutput]):
             except Exception as error:
                 outputs[request_id] = error
                 continue
-            texts += [_Text(tokens, vector, context) for tokens, vector in zip(found, vectors, strict=True)]
+            options: Any = context.options
+            texts += [_Text(tokens, vector, options, context) for tokens, vector in zip(found, vectors, strict=True)]
             outputs[request_id] = EmbeddingsGenerationOutput(embeddings=vectors)
         self._embed(texts)
         return outputs | {rid: RequestCancelled("cancelled") for rid, ctx in inputs.batch.items() if ctx.cancelled}
@@ -135,7 +141,8 @@ class MiniLM(Pipeline[EmbeddingsGenerationInputs, EmbeddingsGenerationOutput]):
             raise InvalidRequest("this model embeds texts or token ids, not arrays")
         if context.token_ids:
             return [self._checked(ids, place) for place, ids in enumerate(context.token_ids)]
-        return self._tokenize(context.texts, truncate=context.options.truncate)
+        options: Any = context.options
+        return self._tokenize(context.texts, truncate=options.truncate)
 
     def _tokenize(self, texts: tuple[str, ...], *, truncate: bool) -> list[Sequence[int]]:
         try:
@@ -170,7 +177,7 @@ class MiniLM(Pipeline[EmbeddingsGenerationInputs, EmbeddingsGenerationOutput]):
     def _embed_part(self, texts: list[_Text], multiple: int) -> None:
         pooled = self._encoder.encode(pack([text.tokens for text in texts], multiple=multiple))
         for text, vector in zip(texts, self._device.to_host(pooled), strict=True):
-            length = np.sqrt(vector @ vector) if self._normalizes and text.context.options.normalize else 1
+            length = np.sqrt(vector @ vector) if self._normalizes and text.options.normalize else 1
             # As torch does: a vector of zeros is not divided by 0.
             np.divide(vector, max(length, np.float32(1e-12)), out=text.vector)
 
@@ -223,6 +230,12 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(f"{error}; pip install 'tensoryard[models]'") from error
+
+
+def _max_tokens(folder: Path, config: BertConfig) -> int:
+    """What the folder sets, which may be nothing; never more than there are positions."""
+    wanted = _json(folder / "sentence_bert_config.json").get("max_seq_length")
+    return config.positions if wanted is None else min(int(wanted), config.positions)
 
 
 def _normalizes(folder: Path) -> bool:

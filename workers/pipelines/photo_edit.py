@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 #: What white is in each dtype that is edited; black is 0.
-WHITE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
+WHITE: dict[np.dtype[Any], int] = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 #: Most operations in one request.
 MAX_OPERATIONS = 64
@@ -119,7 +119,8 @@ class PhotoEditor(Pipeline[PixelGenerationInputs[PixelContext], GenerationOutput
             raise InvalidRequest("this model edits images and makes none: the request needs at least one in `images`")
         if context.num_images_per_prompt != 1:
             raise InvalidRequest("an edit gives one image per input: `num_images_per_prompt` must be 1")
-        operations = _with_size(context.options.operations, context.height, context.width)
+        options: Any = context.options
+        operations = _with_size(options.operations, context.height, context.width)
         results = []
         for image in context.arrays:
             if context.cancelled:
@@ -198,7 +199,7 @@ def _require_image(image: npt.NDArray[Any], studio: Studio) -> None:
 
 
 def _planes(image: npt.NDArray[Any], device: Device) -> Any:
-    """`(channels, height, width)` float32 in [0, 1] on the device: filters are faster on planes. Never the caller's memory."""
+    """`(channels, height, width)` float32 in [0, 1] on the device, in memory of its own: filters want planes."""
     uploaded = device.to_device(image).reshape(*image.shape[:2], -1)
     planes = device.xp.empty((uploaded.shape[2], *image.shape[:2]), np.float32)
     planes[...] = device.xp.moveaxis(uploaded, 2, 0)

@@ -1,0 +1,359 @@
+"""The command line: `tensoryard demo | up | down | status | submit | worker | doctor`.
+
+Reads arguments and turns every error into one clear line and an exit code; the commands' work is in `running.py`,
+`submit.py`, `demo.py` and `doctor.py`, which are imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, InvalidRequest, TensoryardError
+from ..proto.deployment import Deployment
+from ..version import __version__
+from .text import say
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit code."""
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or printed the help or the version
+        return int(stop.code or 0)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        command: Callable[[argparse.Namespace], int] = args.command
+        return command(args)
+    except KeyboardInterrupt:
+        say("\ninterrupted", error=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing more can be said, also not by the interpreter at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        return _report(error, debug=args.debug)
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+        for line in getattr(error, "story", ()):
+            say(f"  {line}", error=True)
+    known = isinstance(error, TensoryardError | OSError)
+    text = str(error) if known and str(error) else f"{type(error).__name__}: {error}"
+    hint = "" if known or debug else " (--debug shows where)"
+    say(f"tensoryard: error: {text}{hint}", error=True)
+    return EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_FAILED
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from .demo import Plan, run
+
+    return run(Plan(output=Path(args.output), runtime=args.runtime, clients=args.clients, requests=args.requests))
+
+
+def _up(args: argparse.Namespace) -> int:
+    from .running import detach, serve
+
+    deployments = _deployments(args)
+    if args.detach:
+        return detach([argument for argument in args.argv if argument != "--detach"], name=args.name)
+    return serve(
+        deployments,
+        runtime=args.runtime,
+        name=args.name,
+        ready_timeout_s=args.ready_timeout,
+        ready_fd=args.ready_fd,
+    )
+
+
+def _down(args: argparse.Namespace) -> int:
+    from .running import down
+
+    return down(args.name, timeout_s=args.timeout)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from .running import open_client, status
+
+    with open_client(address=args.address, name=args.name, timeout_s=args.timeout) as client:
+        return status(client, as_json=args.json)
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from .running import open_client
+    from .submit import Asked, submit
+
+    options = _options(args.option)
+    if args.operations is not None:
+        options["operations"] = _json(args.operations, "--operations")
+    asked = Asked(
+        model=args.model,
+        inputs=args.inputs,
+        file=args.file,
+        array=args.array,
+        prompt=args.prompt,
+        out=args.out,
+        options=options,
+        deadline_s=args.deadline,
+        priority=args.priority,
+        as_json=args.json,
+    )
+    with open_client(address=args.address, name=args.name, timeout_s=args.timeout) as client:
+        return submit(client, asked)
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from ..client.connection import resolve_address
+    from ..workers.main import run_worker
+
+    deployment = _one_deployment(args)
+    return run_worker(resolve_address(args.connect), deployment, name=args.worker_name)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from .doctor import main as examine
+
+    return examine(as_json=args.json)
+
+
+# -- arguments into deployments and options ---------------------------------------------------------------------------
+
+#: Flags that make up a deployment on the command line, and its keys.
+_DEPLOYMENT_KEYS = ("model", "task", "pipeline", "replicas", "max_batch_size", "max_wait_ms", "num_gpus", "num_cpus")
+
+
+def _deployments(args: argparse.Namespace) -> list[Deployment]:
+    """From the file, or the one that the flags declare."""
+    from .config import load
+
+    if args.config is None:
+        return [_declared(args)]
+    _refuse_flags(args, _DEPLOYMENT_KEYS, f"the deployments come from {args.config}")
+    return load(args.config)
+
+
+def _one_deployment(args: argparse.Namespace) -> Deployment:
+    """What a worker serves: the flags declare it, or --model chooses one of the file's."""
+    from .config import load
+
+    if args.config is None:
+        return _declared(args)
+    _refuse_flags(args, _DEPLOYMENT_KEYS[1:], f"the deployment comes from {args.config}")
+    found = {deployment.model: deployment for deployment in load(args.config)}
+    if args.model is None and len(found) == 1:
+        return next(iter(found.values()))
+    if args.model not in found:
+        wrong = "say which with --model" if args.model is None else f"has no model {args.model!r}"
+        raise ConfigError(f"{args.config}: {wrong}; its models are {', '.join(found)}")
+    return found[args.model]
+
+
+def _declared(args: argparse.Namespace) -> Deployment:
+    from .config import parse_deployment
+
+    given = {key: getattr(args, key) for key in _DEPLOYMENT_KEYS if getattr(args, key) is not None}
+    missing = [f"--{key}" for key in ("model", "task", "pipeline") if key not in given]
+    if missing:
+        raise ConfigError(f"name a deployment file, or give {', '.join(missing)}")
+    return parse_deployment({**given, "options": _options(args.option)}, where="command line")
+
+
+def _refuse_flags(args: argparse.Namespace, keys: Sequence[str], why: str) -> None:
+    given = [f"--{key.replace('_', '-')}" for key in keys if getattr(args, key) is not None]
+    given += ["--option"] if args.option else []
+    if given:
+        raise ConfigError(f"{', '.join(given)} cannot be given here: {why}")
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value that is JSON is read as such, another is a text."""
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option takes KEY=VALUE, not {pair!r}")
+        try:
+            options[key] = json.loads(text)
+        except ValueError:
+            options[key] = text
+    return options
+
+
+def _json(text: str, flag: str) -> Any:
+    """JSON as given, or the content of the file behind "@"."""
+    try:
+        return json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{flag} takes JSON, or @FILE with JSON: {error}") from error
+
+
+# -- the parser -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tensoryard",
+        description="A multi-process shared-memory worker cluster for inference: requests move, tensors stay.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"tensoryard {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_up(commands)
+    _add_down(commands)
+    _add_status(commands)
+    _add_submit(commands)
+    _add_worker(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _add(commands, "demo", _demo, "run real work on an embedded cluster and show what happened")
+    parser.add_argument("--output", default="demo-output", metavar="FOLDER", help="pictures and sound go here")
+    _add_runtime(parser)
+    parser.add_argument("--clients", type=_count, default=3, metavar="N", help="client processes at once (3)")
+    parser.add_argument("--requests", type=_count, default=60, metavar="N", help="requests of each client (60)")
+
+
+def _add_up(commands: Any) -> None:
+    parser = _add(commands, "up", _up, "start a cluster on this machine and keep it until Ctrl-C or `down`")
+    parser.add_argument("config", nargs="?", metavar="FILE", help="deployments, in TOML or YAML")
+    _add_runtime(parser)
+    _add_cluster_name(parser)
+    parser.add_argument("--detach", action="store_true", help="return when it is ready, and leave it running")
+    parser.add_argument(
+        "--ready-timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="seconds until all workers must be there (300)",
+    )
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    _add_declaration(parser)
+
+
+def _add_down(commands: Any) -> None:
+    parser = _add(commands, "down", _down, "shut a cluster of this machine down, and wait until it is gone")
+    _add_cluster_name(parser)
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (60)")
+
+
+def _add_status(commands: Any) -> None:
+    parser = _add(commands, "status", _status, "show a running cluster: its models, workers and queues")
+    _add_connection(parser)
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+
+def _add_submit(commands: Any) -> None:
+    parser = _add(commands, "submit", _submit, "send one request to a running cluster and write its result")
+    parser.add_argument("model", metavar="MODEL", help="what to ask; its task decides what is sent")
+    parser.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="texts, image files, or the text to speak; '-': stdin"
+    )
+    parser.add_argument("--file", metavar="FILE", help="read the texts (one a line) or the text to speak from here")
+    parser.add_argument("--array", metavar="FILE", help="embed this array (.npy) or image")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what to paint, for a model that makes images")
+    parser.add_argument("--out", "-o", metavar="FILE", help="where the result goes: .npy, .png, .jpg or .wav")
+    parser.add_argument(
+        "--operations", metavar="JSON", help="""edits, e.g. '[{"op": "resize", "scale": 0.5}]', or @FILE"""
+    )
+    _add_options(parser, "an option of the request")
+    parser.add_argument("--deadline", type=_seconds, metavar="S", help="give up after so many seconds")
+    parser.add_argument("--priority", type=int, default=0, metavar="N", help="higher goes first (0)")
+    parser.add_argument("--json", action="store_true", help="print whole embeddings, one JSON object a line")
+    _add_connection(parser)
+
+
+def _add_worker(commands: Any) -> None:
+    parser = _add(commands, "worker", _worker, "run one worker in this process, without Ray, until it is drained")
+    parser.add_argument("--connect", metavar="ADDRESS", help="the coordinator; else as `status` finds it")
+    parser.add_argument("--config", metavar="FILE", help="a deployment file; --model chooses from it")
+    parser.add_argument("--worker-name", metavar="NAME", help="how it calls itself")
+    _add_declaration(parser)
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = _add(commands, "doctor", _doctor, "look at this machine and tell what to fix")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=("ray", "process"),
+        default="ray",
+        help="workers as Ray actors (default) or as plain processes",
+    )
+
+
+def _add_cluster_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="default", metavar="NAME", help="the cluster's name on this machine")
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address", metavar="ADDRESS", help="the coordinator; else $TENSORYARD_ADDRESS, else the local one"
+    )
+    parser.add_argument("--name", metavar="NAME", help="a cluster of this machine by its name")
+    parser.add_argument("--timeout", type=_seconds, default=10.0, metavar="S", help="seconds to wait for it (10)")
+
+
+def _add_declaration(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a deployment without a file")
+    group.add_argument("--model", metavar="NAME", help="what requests ask for")
+    group.add_argument("--task", metavar="TASK", help="for example embeddings_generation")
+    group.add_argument(
+        "--pipeline", metavar="WHAT", help="file.py:factory, package.module:factory, or an installed name"
+    )
+    _add_options(group, "an option of the pipeline's factory")
+    group.add_argument("--replicas", type=int, metavar="N", help="workers (1)")
+    group.add_argument("--max-batch-size", type=int, metavar="N", help="most requests in one batch")
+    group.add_argument("--max-wait-ms", type=float, metavar="MS", help="how long a batch waits to fill")
+    group.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each worker")
+    group.add_argument("--num-cpus", type=float, metavar="N", help="CPUs that Ray reserves for each worker")
+
+
+def _add_options(parser: Any, text: str) -> None:
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=f"{text}; may be repeated")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,85 @@
+"""Small pipelines for the cluster tests, named by file as a user's own would be."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+import tensoryard as ty
+from tensoryard.proto import OneShotContext
+
+
+class PlusOne(ty.Pipeline):
+    """Adds one to each image, writing into memory lent by the worker; refuses memory that it could write to."""
+
+    max_batch_size = 4
+
+    def execute(self, inputs):
+        return {rid: self._one(rid, ctx) for rid, ctx in inputs.batch.items()}
+
+    def _one(self, rid: ty.RequestID, ctx: OneShotContext):
+        source = ctx.arrays[0]
+        assert not source.flags.writeable, "a worker can write to its caller's memory"
+        if source.nbytes >= 64 << 10:
+            require_read_only(source)
+        out = ctx.allocate(source.shape, source.dtype)
+        np.add(source, 1, out=out, casting="unsafe")
+        return ty.GenerationOutput.of_images(rid, [out])
+
+    def release(self, request_id):
+        pass
+
+
+def require_read_only(shared: np.ndarray) -> None:
+    """Shared memory cannot be made writable either."""
+    try:
+        shared.flags.writeable = True
+    except ValueError:
+        return
+    raise AssertionError("a worker could make its caller's memory writable")
+
+
+class Moody(ty.Pipeline):
+    """Embeds texts as their length, and does what some of them say: raise, fail, sleep, die, answer nonsense."""
+
+    max_batch_size = 8
+
+    def __init__(self, folder=""):
+        self.folder = folder
+
+    def execute(self, inputs):
+        return {rid: self._one(ctx) for rid, ctx in inputs.batch.items() if ctx.texts != ("nothing",)}
+
+    def _one(self, ctx):
+        text = ctx.texts[0]
+        match text.split(":")[0]:
+            case "raise":
+                raise RuntimeError("the whole batch is lost")
+            case "fail":
+                return ValueError("this one alone")
+            case "wrong":
+                return "not an output"
+            case "objects":
+                return ty.EmbeddingsGenerationOutput(embeddings=np.array([object()]))
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "until":  # until:PATH waits for a file, looking at `cancelled`
+                while not os.path.exists(text.split(":", 1)[1]) and not ctx.cancelled:
+                    time.sleep(0.01)
+        return ty.EmbeddingsGenerationOutput(embeddings=np.full((1, 4), len(text), np.float32))
+
+    def release(self, request_id):
+        pass
+
+
+def plus_one():
+    return PlusOne()
+
+
+def moody(**options):
+    return Moody(**options)
+
+
+def broken():
+    raise RuntimeError("the weights are not where they should be")

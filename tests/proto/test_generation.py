@@ -1,0 +1,102 @@
+"""`GenerationOutput` and the media in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tensoryard.errors import DecodeError, InvalidRequest
+from tensoryard.proto.codec import decode_body, encode_body
+from tensoryard.proto.context import GenerationStatus
+from tensoryard.proto.generation import (
+    GenerationOutput,
+    OutputAudioContent,
+    OutputImageContent,
+    OutputTextContent,
+    OutputVideoContent,
+    Usage,
+)
+from tensoryard.proto.request import RequestID
+
+ID = RequestID("r")
+IMAGE = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+FRAMES = np.arange(48, dtype=np.uint8).reshape(2, 2, 4, 3)
+SOUND = np.linspace(-1, 1, 8, dtype=np.float32).reshape(1, 8)
+
+
+def travelled(output):
+    return decode_body(encode_body(output).frames, GenerationOutput)
+
+
+def output_of(*parts, status=GenerationStatus.END_OF_SEQUENCE, **extra):
+    return GenerationOutput(request_id=ID, final_status=status, output=list(parts), **extra)
+
+
+def test_every_kind_of_part_travels():
+    """Text, image, video and sound come back in order, each with its array and its details."""
+    back = travelled(
+        output_of(
+            OutputTextContent(text="a caption"),
+            OutputImageContent(image=IMAGE, format="png", detail="high"),
+            OutputImageContent(image_data="aGk=", format="jpeg"),
+            OutputVideoContent(frames=FRAMES, frames_per_second=12.5),
+            OutputAudioContent(samples=SOUND, sample_rate=24000),
+            usage=Usage(input_tokens=3, output_tokens=4),
+        )
+    )
+    text, raw, encoded, video, sound = back.output
+    assert (back.request_id, back.is_done, back.usage) == (ID, True, Usage(input_tokens=3, output_tokens=4))
+    assert (text.text, raw.format, raw.detail, raw.image_data) == ("a caption", "png", "high", None)
+    assert (encoded.image, encoded.image_data) == (None, "aGk=")
+    assert (video.frames_per_second, sound.sample_rate) == (12.5, 24000)
+    np.testing.assert_array_equal(raw.image, IMAGE)
+    np.testing.assert_array_equal(video.frames, FRAMES)
+    np.testing.assert_array_equal(sound.samples, SOUND)
+
+
+@pytest.mark.parametrize("status", list(GenerationStatus))
+def test_done_follows_the_status(status):
+    """An output ends its request unless it is active."""
+    assert travelled(output_of(status=status)).is_done is status.is_done
+
+
+def test_of_images():
+    """A finished answer of images holds them in order, and `images` finds them among other parts."""
+    grey = IMAGE[..., 0]
+    output = GenerationOutput.of_images(ID, [IMAGE, grey])
+    assert output.is_done
+    assert [each.shape for each in travelled(output).images] == [(2, 4, 3), (2, 4)]
+    mixed = output_of(OutputTextContent(text="x"), OutputImageContent(image=grey), OutputImageContent(image_data="a"))
+    assert [each is grey for each in mixed.images] == [True]
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4)])
+def test_images_have_two_or_three_dimensions(shape):
+    """Another shape is no image, here or on arrival."""
+    with pytest.raises(InvalidRequest, match=f"2 or 3 dimensions, not {len(shape)}"):
+        OutputImageContent(image=np.zeros(shape, np.uint8))
+    wire = {"type": "output_image", "image": np.zeros(shape, np.uint8)}
+    with pytest.raises(DecodeError, match="2 or 3 dimensions"):
+        decode_body(encode_body(wire).frames, OutputImageContent)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        OutputVideoContent(frames=FRAMES.astype(np.float32)),
+        OutputAudioContent(samples=SOUND.astype(np.float64), sample_rate=1),
+        OutputAudioContent(samples=SOUND, sample_rate="fast"),
+        OutputImageContent(image=IMAGE, format=5),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_parts_of_other_types_do_not_arrive(part):
+    """Frames are uint8 and samples float32; the error says where."""
+    with pytest.raises(DecodeError, match=r"\$\.output\[0\]"):
+        travelled(output_of(part))
+
+
+def test_unknown_parts_do_not_arrive():
+    """A part of a kind that this side does not know is an error, not a guess."""
+    wire = {"type": "GenerationOutput", "request_id": "r", "final_status": "active", "output": [{"type": "smell"}]}
+    with pytest.raises(DecodeError, match="smell"):
+        decode_body(encode_body(wire).frames, GenerationOutput)
