@@ -29,7 +29,7 @@ def _setting(default: Any, reason: str) -> Any:
 class Settings:
     """How a process of the cluster behaves. Raises ConfigError, naming the key, for a value out of range."""
 
-    pool_budget_bytes: int | None = _setting(None, "most shared memory of one process; none: an eighth of the machine's")
+    pool_budget_bytes: int | None = _setting(None, "most shared memory of one process; none: an eighth of the machine")
     pool_idle_s: float = _setting(30.0, "a segment nobody uses goes back to the system after this")
     claim_timeout_s: float = _setting(60.0, "a result that its client does not claim within this is dropped")
     threshold_bytes: int = _setting(64 << 10, "arrays from this size on go by handle; smaller ones inside the message")
@@ -57,7 +57,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from TENSORYARD_<NAME> variables; a bad value or an unknown name is a ConfigError that names it."""
     environ = os.environ if environ is None else environ
     known = {f"TENSORYARD_{entry.name.upper()}": entry for entry in fields(Settings)}
-    values = {}
+    values: dict[str, Any] = {}
     for key in (key for key in environ if key.startswith("TENSORYARD_") and key not in OTHER_VARIABLES):
         if key not in known:
             raise ConfigError(f"{key} is no setting; known are {', '.join(sorted([*known, *OTHER_VARIABLES]))}")

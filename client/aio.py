@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,9 @@ class AsyncReply:
                 while not self._reply.done:
                     await self._next_change()
         except TimeoutError:
-            raise ReplyTimeout(f"no answer within {timeout_s} s; it still runs", request_id=str(self.request_id)) from None
+            raise ReplyTimeout(
+                f"no answer within {timeout_s} s; it still runs", request_id=str(self.request_id)
+            ) from None
         return self._reply.result(timeout_s=0)
 
     async def _next_change(self) -> None:
@@ -163,7 +165,7 @@ class AsyncClient:
         """See `Client.close`."""
         await asyncio.to_thread(self._client.close)
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(

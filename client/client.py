@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +146,7 @@ class Client:
         """Leave. Requests under way are cancelled; arrays already received stay good."""
         self._connection.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -175,5 +175,5 @@ def _with_bar(results: Iterator[Any], requests: Iterable[Any]) -> Iterator[Any]:
         from tqdm import tqdm
     except ImportError:
         raise ImportError("progress=True needs tqdm: pip install 'tensoryard[progress]'") from None
-    total = len(requests) if hasattr(requests, "__len__") else None
+    total = len(requests) if isinstance(requests, Sized) else None
     return iter(tqdm(results, total=total, unit="request"))

@@ -7,6 +7,7 @@ requests, `roster.py` knows which peers there are. Bodies and tensors are never 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
@@ -59,7 +60,7 @@ class Coordinator:
         except BaseException:
             self._connection.close()
             raise
-        self.addresses: list[str] = list(self._hub.addresses)  # type: ignore[attr-defined]
+        self.addresses: list[str] = list(self._hub.addresses)
         self._host = host_name()
         self._roster = Roster(self._host)
         self._poller = zmq.Poller()
@@ -112,10 +113,10 @@ class Coordinator:
             self._lose(peer, "died")
         self._timers(time.monotonic())
 
-    def _sleep_ms(self) -> float:
+    def _sleep_ms(self) -> int:
         now = time.monotonic()
         wake = min(self._next_beat, self.router.next_deadline() or self._next_beat)
-        return max(wake - now, 0) * 1000
+        return math.ceil(max(wake - now, 0) * 1000)
 
     def _timers(self, now: float) -> None:
         due = self.router.next_deadline()

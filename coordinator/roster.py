@@ -70,9 +70,7 @@ class Roster:
         """
         peer = Peer(identity, hello.role, _name(identity, hello), hello.host, hello.pid, now)
         try:
-            peer.pidfd = open_pidfd(
-                hello.pid, host=hello.host, namespace=hello.pid_namespace, own_host=self._host
-            )
+            peer.pidfd = open_pidfd(hello.pid, host=hello.host, namespace=hello.pid_namespace, own_host=self._host)
         except ProcessLookupError:
             peer.pidfd = None
         self._by_identity[identity] = peer

@@ -477,7 +477,7 @@ class Router:
         request = self.requests.get(request_id)
         if request is None and request_id not in model.adoptable:
             model.adoptable[request_id] = (worker, attempt)
-        elif request is not None and request.state is RequestState.QUEUED and request.model == model.name:
+        elif request is not None and request.model == model.name and _waits_for(request, attempt):
             self._unqueue(request)
             self._adopt(request, worker, attempt)
         else:
@@ -636,6 +636,11 @@ def _discard(event: ev.OutputArrived) -> ev.SendDiscard:
 def _forget_adoptable(model: Model, worker: Worker, request_id: str, attempt: int) -> None:
     if model.adoptable.get(request_id) == (worker, attempt):
         del model.adoptable[request_id]
+
+
+def _waits_for(request: Request, attempt: int) -> bool:
+    """It waits, and this attempt is its last, or that of an earlier coordinator."""
+    return request.state is RequestState.QUEUED and request.attempt in (0, attempt)
 
 
 def _unhealthy_text(model: Model) -> str:

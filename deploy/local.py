@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import msgspec
 
@@ -120,7 +120,7 @@ class Yard:
             self._closed = True
             self._runtime.close()
 
-    def __enter__(self) -> Yard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -6,6 +6,7 @@ its own on this machine and ends it again.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -38,16 +39,17 @@ class RayRuntime:
 
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_concurrency": 4}
         namespace = f"tensoryard-{name}"
-        self.coordinator = (
+        coordinator: Any = (
             ray.remote(CoordinatorActor)
             .options(name="coordinator", namespace=namespace, **options)
             .remote(name, settings)
         )
         try:
-            self.address: str = ray.get(self.coordinator.address.remote())
+            self.address: str = ray.get(coordinator.address.remote())
         except ray.exceptions.RayActorError as error:
             raise ConfigError(f"the coordinator did not start: {_last_line(error)}") from error
-        self.fleet = (
+        self.coordinator = coordinator
+        self.fleet: Any = (
             ray.remote(FleetActor)
             .options(name="fleet", namespace=namespace, **options)
             .remote(self.address, list(deployments), settings)
@@ -104,7 +106,7 @@ def _ensure_ray(deployments: Sequence[Deployment]) -> bool:
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level=logging.WARNING,
     )
     return True
 

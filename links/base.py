@@ -33,6 +33,10 @@ class HubLink(Protocol):
     """The coordinator's end. A peer is named by its identity, 16 random bytes that it chose."""
 
     @property
+    def addresses(self) -> Sequence[str]:
+        """Where peers connect."""
+
+    @property
     def pollable(self) -> Any:
         """What a `zmq.Poller` can wait on for input."""
 

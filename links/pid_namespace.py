@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 
 def pid_namespace() -> str:
     """A text that two processes share when they see each other's pids; "" where /proc does not tell."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""

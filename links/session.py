@@ -7,6 +7,7 @@ session alive and hands on all others; `base.py` is what it talks through.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: While nobody answers, only every so many heartbeats is sent, so that what is queued stays small.
 _LOST_BEAT_FACTOR = 5
+#: Messages taken per turn before what is to be sent is sent and the heartbeat is looked at.
+_MESSAGES_PER_TURN = 256
 
 
 class Callbacks(Protocol):
@@ -44,7 +47,7 @@ class Callbacks(Protocol):
         """The coordinator did not understand, or does not admit us."""
 
     def on_beat(self, silent_s: float) -> wire.Heartbeat:
-        """About once a heartbeat: seconds since the coordinator was last heard. Returns what to send."""
+        """About once a heartbeat: for how many seconds the coordinator has been silent. Returns what to send."""
 
     def on_failure(self, error: Exception) -> None:
         """The session's thread ends because of a bug of ours."""
@@ -72,19 +75,19 @@ class Session:
         self._settings = settings
         self._watch = watch or {}
         self._outbox: deque[Frames] = deque()
+        #: Ends a wait of the thread; -1 once closed. The lock, which a signal handler may meet held by its own thread,
+        #: keeps a late `post` from writing to whatever has the number next.
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_lock = threading.RLock()
         self._closing = False
-        self._closed = threading.Event()
-        self._asked_at = 0.0
-        #: Monotonic time of the coordinator's last message.
-        self.heard = time.monotonic()
-        self._next_beat = 0.0
+        #: When the HELLO that has no answer yet was sent; minus infinity when none is due.
+        self._asked_at = -math.inf
+        #: Seconds, up to the last beat, in which we listened and heard nothing. Time in which we did not listen, because
+        #: this process was stopped, is not held against the coordinator.
+        self.silent_s = 0.0
+        self._heard = True
+        self._next_beat = self._last_beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"tensoryard-{role}", daemon=True)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the coordinator was last heard."""
-        return time.monotonic() - self.heard
 
     def start(self) -> None:
         """Connect and say hello."""
@@ -99,12 +102,21 @@ class Session:
         """Send what is queued, say goodbye, end the thread. Again is harmless."""
         self._closing = True
         self._wake()
-        if self._thread is not threading.current_thread() and self._thread.ident is not None:
+        if self._thread.ident is None:
+            self._close_wake_fd()
+        elif self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
 
     def _wake(self) -> None:
-        if not self._closed.is_set():
-            os.eventfd_write(self._wake_fd, 1)
+        with self._wake_lock:
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    def _close_wake_fd(self) -> None:
+        with self._wake_lock:
+            fd, self._wake_fd = self._wake_fd, -1
+            if fd >= 0:
+                os.close(fd)
 
     # -- the thread ---------------------------------------------------------------------------------------------------
 
@@ -118,13 +130,16 @@ class Session:
                 self._turn(link, poller)
             self._flush(link)
             link.send([wire.encode(wire.Disconnect())])
+        except TensoryardError as error:
+            log.error("the session of %s %s cannot begin: %s", self._role, self._name, error)  # noqa: TRY400 - no bug
+            self._callbacks.on_failure(error)
         except Exception as error:
             log.exception("the session of %s %s failed", self._role, self._name)
             self._callbacks.on_failure(error)
         finally:
             if link is not None:
                 link.close()
-            self._closed.set()
+            self._close_wake_fd()
 
     def _poller(self, link: PeerLink) -> zmq.Poller:
         poller = zmq.Poller()
@@ -133,14 +148,18 @@ class Session:
         return poller
 
     def _turn(self, link: PeerLink, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(max(self._next_beat - time.monotonic(), 0) * 1000))
+        ready = dict(poller.poll(math.ceil(max(self._next_beat - time.monotonic(), 0) * 1000)))
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
         for fd, call in self._watch.items():
             if fd in ready:
                 call()
-        while (frames := link.receive()) is not None:
-            self.heard = time.monotonic()
+        for _ in range(_MESSAGES_PER_TURN):
+            frames = link.receive()
+            if frames is None:
+                break
+            self._heard = True
+            self.silent_s = 0.0
             self._receive(link, frames)
         self._flush(link)
         if time.monotonic() >= self._next_beat:
@@ -168,11 +187,15 @@ class Session:
         link.send([wire.encode(hello)])
 
     def _beat(self, link: PeerLink) -> None:
-        silent_s = self.silent_s
-        beat = self._callbacks.on_beat(silent_s)
-        link.send([wire.encode(beat)])
-        lost = silent_s > self._settings.liveness_s
-        self._next_beat = time.monotonic() + self._settings.heartbeat_s * (_LOST_BEAT_FACTOR if lost else 1)
+        now = time.monotonic()
+        planned_s = self._next_beat - self._last_beat
+        if not self._heard:
+            self.silent_s += planned_s
+        self._heard = False
+        link.send([wire.encode(self._callbacks.on_beat(self.silent_s))])
+        lost = self.silent_s > self._settings.liveness_s
+        self._last_beat = now
+        self._next_beat = now + self._settings.heartbeat_s * (_LOST_BEAT_FACTOR if lost else 1)
 
     def _receive(self, link: PeerLink, frames: Frames) -> None:
         try:

@@ -1,7 +1,7 @@
 """Links over ZeroMQ: ROUTER at the hub, DEALER at each peer.
 
 One of the implementations of `base.py`; works between hosts and within one. ZeroMQ reconnects by itself; that the
-other side is really gone is for heartbeats to find out.
+other side is really gone is for heartbeats to find out. A frame over the limit makes ZeroMQ cut its sender off.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ _COPY_BELOW_BYTES = 64 << 10
 #: How long a closing link may still deliver, in milliseconds.
 _LINGER_MS = 500
 _ROUTING_BYTES = 16
+#: Where a hub may listen: addresses that only this host reaches.
+_PRIVATE = ("ipc://", "tcp://127.", "tcp://localhost:", "tcp://[::1]:")
 
 
 class ZmqPeer:
     """A peer's end. Sending never waits: a link's owner bounds what it has in flight."""
 
     def __init__(self, address: str, *, max_frame_bytes: int) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        # A context of its own: only its end tells that what was queued has left. One that is shared outlives the
+        # socket, and a process that ends right after `close` would take its last messages with it.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         self._socket.set(zmq.ROUTING_ID, b"\x01" + secrets.token_bytes(_ROUTING_BYTES - 1))
-        self._socket.set(zmq.LINGER, _LINGER_MS)
         # No high-water mark here: a full one would either block the caller or split a multipart message.
         self._socket.set(zmq.SNDHWM, 0)
         self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
@@ -36,8 +40,8 @@ class ZmqPeer:
         self._socket.set(zmq.RECONNECT_IVL_MAX, 1000)
         try:
             self._socket.connect(address)
-        except zmq.ZMQError as error:
-            self._socket.close(linger=0)
+        except (zmq.ZMQError, TypeError, ValueError) as error:
+            self._context.destroy(linger=0)
             raise ConfigError(f"{address!r} is no address: {error}; addresses begin with ipc:// or tcp://") from error
 
     @property
@@ -54,16 +58,17 @@ class ZmqPeer:
         return _receive(self._socket)
 
     def close(self) -> None:
-        """Deliver for at most half a second, then let go."""
-        self._socket.close()
+        """Deliver for at most half a second, then let go; again is harmless."""
+        self._context.destroy(linger=_LINGER_MS)
 
 
 class ZmqHub:
     """The hub's end, bound to one or more addresses."""
 
     def __init__(self, addresses: Sequence[str], *, max_frame_bytes: int, peer_backlog: int) -> None:
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.set(zmq.LINGER, _LINGER_MS)
+        # Its end also tells that the socket's files are gone, so that a successor's are not taken away.
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
         self._socket.set(zmq.SNDHWM, peer_backlog)
@@ -71,20 +76,28 @@ class ZmqHub:
         # once cannot take a part of a message and drop the rest.
         self._socket.set(zmq.SNDTIMEO, 0)
         self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
-        self.addresses: list[str] = []
+        self._addresses: list[str] = []
         for address in addresses:
             self._bind(address)
 
     def _bind(self, address: str) -> None:
-        if address.startswith("tcp://") and not address.startswith(("tcp://127.", "tcp://localhost", "tcp://[::1]")):
-            self._socket.close(linger=0)
-            raise ConfigError(f"{address} is reachable from other hosts, and this version has no keys to guard it")
+        if not address.startswith(_PRIVATE):
+            self._context.destroy(linger=0)
+            raise ConfigError(
+                f"cannot listen on {address}: it may be reachable from other hosts, and this version has no keys to "
+                "guard it; addresses begin with ipc:// or tcp://127.0.0.1",
+            )
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
-            self._socket.close(linger=0)
+            self._context.destroy(linger=0)
             raise ConfigError(f"cannot listen on {address}: {error}") from error
-        self.addresses.append(self._socket.get_string(zmq.LAST_ENDPOINT))
+        self._addresses.append(self._socket.get_string(zmq.LAST_ENDPOINT))
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where peers connect; a port left open is filled in."""
+        return self._addresses
 
     @property
     def pollable(self) -> Any:
@@ -107,8 +120,8 @@ class ZmqHub:
         return (bytes(frames[0]), frames[1:]) if frames is not None else None
 
     def close(self) -> None:
-        """Deliver for at most half a second, then let go."""
-        self._socket.close()
+        """Deliver for at most half a second, then let go; again is harmless."""
+        self._context.destroy(linger=_LINGER_MS)
 
 
 def _all_small(frames: Sequence[Any]) -> bool:

@@ -26,6 +26,7 @@ from .embeddings import (
     EmbeddingsGenerationOutput,
     EmbeddingsRequest,
 )
+from .eos import EOSTracker
 from .generation import (
     GenerationOutput,
     OutputAudioContent,
@@ -35,7 +36,18 @@ from .generation import (
     OutputVideoContent,
     Usage,
 )
+from .logits import BatchLogitsProcessor, BatchProcessorInputs, LogitsProcessor, ProcessorInputs
+from .lora import (
+    LORA_REQUEST_ENDPOINT,
+    LORA_RESPONSE_ENDPOINT,
+    LoRAOperation,
+    LoRARequest,
+    LoRAResponse,
+    LoRAStatus,
+    LoRAType,
+)
 from .one_shot import AudioContext, EmbeddingsRequestContext, OneShotContext, PixelContext
+from .open_responses import OpenResponsesRequest
 from .pipeline import (
     InputModality,
     Pipeline,
@@ -56,13 +68,36 @@ from .pixels import (
     PixelGenerationInputs,
     PixelGenerationRequest,
 )
+from .reasoning import ParsedReasoningDelta, ReasoningParser, ReasoningSpan
 from .request import DUMMY_REQUEST_ID, Request, RequestID, RequestType
 from .sampling import SamplingParams, SamplingParamsGenerationConfigDefaults, SamplingParamsInput
 from .status import ClusterStatus, ModelStatus, WorkerStatus
+from .text import (
+    BatchType,
+    ImageContentPart,
+    MessageContent,
+    SpecDecodingState,
+    TextContentPart,
+    TextContext,
+    TextGenerationContext,
+    TextGenerationContextType,
+    TextGenerationInputs,
+    TextGenerationOutput,
+    TextGenerationRequest,
+    TextGenerationRequestFunction,
+    TextGenerationRequestMessage,
+    TextGenerationRequestTool,
+    TextGenerationResponseFormat,
+    VideoContentPart,
+)
 from .tokens import LogProbabilities, Range, TokenBuffer, TokenSlice
+from .tool_parsing import ParsedToolCall, ParsedToolCallDelta, ParsedToolResponse, ToolParser
+from .vision import ImageMetadata, TextAndVisionContext, VLMTextGenerationContext
 
 __all__ = [
     "DUMMY_REQUEST_ID",
+    "LORA_REQUEST_ENDPOINT",
+    "LORA_RESPONSE_ENDPOINT",
     "AudioContext",
     "AudioGenerationContextType",
     "AudioGenerationInputs",
@@ -71,8 +106,12 @@ __all__ = [
     "AudioGenerationRequest",
     "BaseContext",
     "BaseContextType",
+    "BatchLogitsProcessor",
+    "BatchProcessorInputs",
+    "BatchType",
     "ClusterStatus",
     "Deployment",
+    "EOSTracker",
     "EmbeddingsContext",
     "EmbeddingsGenerationContextType",
     "EmbeddingsGenerationInputs",
@@ -81,15 +120,29 @@ __all__ = [
     "EmbeddingsRequestContext",
     "GenerationOutput",
     "GenerationStatus",
+    "ImageContentPart",
+    "ImageMetadata",
     "InputModality",
+    "LoRAOperation",
+    "LoRARequest",
+    "LoRAResponse",
+    "LoRAStatus",
+    "LoRAType",
     "LogProbabilities",
+    "LogitsProcessor",
+    "MessageContent",
     "ModelStatus",
     "OneShotContext",
+    "OpenResponsesRequest",
     "OutputAudioContent",
     "OutputContent",
     "OutputImageContent",
     "OutputTextContent",
     "OutputVideoContent",
+    "ParsedReasoningDelta",
+    "ParsedToolCall",
+    "ParsedToolCallDelta",
+    "ParsedToolResponse",
     "Pipeline",
     "PipelineInputs",
     "PipelineInputsType",
@@ -104,7 +157,10 @@ __all__ = [
     "PixelGenerationContextType",
     "PixelGenerationInputs",
     "PixelGenerationRequest",
+    "ProcessorInputs",
     "Range",
+    "ReasoningParser",
+    "ReasoningSpan",
     "Request",
     "RequestID",
     "RequestType",
@@ -112,11 +168,27 @@ __all__ = [
     "SamplingParamsGenerationConfigDefaults",
     "SamplingParamsInput",
     "SharedMemoryArray",
+    "SpecDecodingState",
+    "TextAndVisionContext",
+    "TextContentPart",
+    "TextContext",
+    "TextGenerationContext",
+    "TextGenerationContextType",
+    "TextGenerationInputs",
+    "TextGenerationOutput",
+    "TextGenerationRequest",
+    "TextGenerationRequestFunction",
+    "TextGenerationRequestMessage",
+    "TextGenerationRequestTool",
+    "TextGenerationResponseFormat",
     "TokenBuffer",
     "TokenSlice",
     "TokenizerEncoded",
+    "ToolParser",
     "UnboundContextType",
     "Usage",
+    "VLMTextGenerationContext",
+    "VideoContentPart",
     "WorkerStatus",
     "msgpack_numpy_decoder",
     "msgpack_numpy_encoder",

@@ -65,7 +65,7 @@ class AudioGenerationRequest:
         if not isinstance(self.sampling_params, SamplingParams):
             raise InvalidRequest("`sampling_params` must be a SamplingParams")
         tail = self.buffer_speech_tokens
-        if tail is not None and not (isinstance(tail, np.ndarray) and np.issubdtype(tail.dtype, np.integer)):
+        if tail is not None and not (isinstance(tail, np.ndarray) and tail.dtype.kind in "iu"):
             raise InvalidRequest("`buffer_speech_tokens` must be an array of integers")
 
     def __str__(self) -> str:

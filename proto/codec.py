@@ -128,6 +128,11 @@ class _Encoding:
             return self._shared(*placed)
         if self._out_of_band:
             return self._buffer(array, name)
+        if array.nbytes > MAX_INLINE_BYTES:
+            raise UnsupportedArray(
+                f"an array of shape {array.shape} and dtype {name} has {array.nbytes} bytes, over the "
+                f"{MAX_INLINE_BYTES} that fit inside a message: send it through shared memory or out-of-band",
+            )
         self.result.copies += 1
         return _inline(array, name, _bytes_of(array))
 
@@ -173,11 +178,6 @@ def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
 
 
 def _inline(array: npt.NDArray[Any], name: str, raw: bytes | memoryview) -> msgspec.msgpack.Ext:
-    if array.nbytes > MAX_INLINE_BYTES:
-        raise UnsupportedArray(
-            f"an array of shape {array.shape} and dtype {name} has {array.nbytes} bytes, over the {MAX_INLINE_BYTES} "
-            "that fit inside a message: send it through shared memory or out-of-band",
-        )
     return _ext(INLINE, (name, array.shape, raw))
 
 
@@ -311,8 +311,8 @@ class _Decoding:
 
 
 def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:
-    """A read-only view of raw bytes as an array; every claim of the sender about them is checked first."""
-    memory, dtype = memoryview(raw).toreadonly(), parse_dtype(name)
+    """A view of raw bytes as an array; every claim of the sender about them is checked first."""
+    memory, dtype = memoryview(raw), parse_dtype(name)
     if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape) or not dtype.itemsize:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} cannot be")
     if math.prod(shape) * dtype.itemsize != memory.nbytes:
@@ -342,6 +342,8 @@ def _checked_array(type_: Any, array: Any) -> npt.NDArray[Any]:
 
 
 def _is_subdtype(dtype: np.dtype[Any], scalar: type[np.generic]) -> bool:
+    if dtype.kind == "m":  # for numpy a time is a signed integer
+        return scalar in (np.timedelta64, np.generic)
     # The extended floats of ml_dtypes are of kind "V", which is why numpy does not count them as floating.
     return np.issubdtype(dtype, scalar) or (dtype.kind == "V" and issubclass(np.floating, scalar))
 

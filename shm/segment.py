@@ -1,8 +1,8 @@
 """A segment: one sealed memfd that begins with a header and holds blocks of one size.
 
 Its owner (`pool.py`) writes the header; readers (`reader.py`) check every handle against it. The header is 8-byte
-words: magic (0 once the segment is retired), segment number, block size, block count, data offset, then from word 8
-the generation of each block, 0 while the block is free.
+words: magic, segment number, block size, block count, data offset, whether the segment is retired, then from word 8 the
+generation of each block, 0 while the block is free.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .os_memory import PAGE_BYTES, Mapping, create_sealed
 from .size_classes import blocks_per_segment
 
 _MAGIC = 0x3152_4459_534E_4554  # "TENSYDR1", little-endian
+_RETIRED_WORD = 5
 _FIRST_GENERATION_WORD = 8
 
 
@@ -59,7 +60,7 @@ class SegmentLayout:
     @property
     def is_retired(self) -> bool:
         """Whether its owner has given it back to the system: it can go here too."""
-        return int(self._head[0]) != _MAGIC
+        return bool(self._head[_RETIRED_WORD])
 
     def check_generation(self, handle: SharedMemoryArray) -> None:
         """StaleHandle when the block has been freed or reused since the handle was made."""
@@ -91,7 +92,7 @@ class OwnedSegment(SegmentLayout):
 
     def retire(self) -> None:
         """Give the memory back: readers see it and unmap it too."""
-        self._head[0] = 0
+        self._head[_RETIRED_WORD] = 1
         self.close()
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import secrets
 import signal
-import sys
 import threading
 import traceback
 from typing import Any
@@ -38,7 +37,8 @@ def run_worker(
 ) -> int:
     """Serve one deployment at a coordinator, in this thread, until drained.
 
-    SIGTERM and SIGINT drain it, with `signals` and in the main thread. With `life_fd`, the process ends when that pipe does.
+    SIGTERM and SIGINT drain it, with `signals` and in the main thread. With `life_fd`, the process ends when that pipe
+    does.
     Returns 0 when drained, 3 when the pipeline's factory failed, 4 when the coordinator was lost, 5 when it refused.
     """
     settings = settings or from_environment()
@@ -88,7 +88,7 @@ def _serve(
     link.ready(pipeline, _ready(deployment, batcher.max_batch_size), lambda: engine.progress)
     engine.run()
     if link.refusal is not None:
-        print(f"worker {link.name}: {link.refusal}", file=sys.stderr)
+        log.error("worker %s was refused: %s", link.name, link.refusal)
         return EXIT_REFUSED
     return EXIT_ORPHANED if link.orphaned else EXIT_DRAINED
 

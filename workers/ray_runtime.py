@@ -121,7 +121,7 @@ class RayLauncher:
         """Make an actor and set it to work; a thread waits for its end."""
         import ray
 
-        actor = (
+        actor: Any = (
             ray.remote(WorkerActor)
             .options(
                 num_cpus=deployment.num_cpus,

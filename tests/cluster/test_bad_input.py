@@ -37,7 +37,7 @@ def test_unknown_model(client: ty.Client) -> None:
 
 def test_wrong_task(client: ty.Client) -> None:
     """A model of another task is refused with both tasks."""
-    with pytest.raises(errors.WrongTask, match="pixel_generation.*embeddings_generation"):
+    with pytest.raises(errors.WrongTask, match=r"pixel_generation.*embeddings_generation"):
         client.embed("x", model="plus-one")
 
 
@@ -61,7 +61,7 @@ def test_arrays_that_cannot_travel(client: ty.Client, array: np.ndarray) -> None
 
 def test_wrong_kind_of_input(client: ty.Client) -> None:
     """An input of no known kind is refused with what is allowed and what came."""
-    with pytest.raises(errors.InvalidRequest, match="a text, a list of texts.*got a list of float"):
+    with pytest.raises(errors.InvalidRequest, match=r"a text, a list of texts.*got a list of float"):
         ty.EmbeddingsRequest(model="moody", input=[1.5])
 
 
@@ -211,7 +211,7 @@ def test_a_factory_that_fails_is_reported_not_restarted_for_ever(eventually: Cal
     ]
     with ty.local(deployments, runtime="process") as yard, yard.connect() as client:
         waiting = client.submit(ty.EmbeddingsRequest(model="broken", input="x"))
-        with pytest.raises(errors.DeploymentUnhealthy, match="(?s)Traceback.*weights are not where they should be"):
+        with pytest.raises(errors.DeploymentUnhealthy, match=r"(?s)Traceback.*weights are not where they should be"):
             waiting.result(60)
         with pytest.raises(errors.DeploymentUnhealthy, match="3 workers in a row failed to start"):
             yard.wait_ready()

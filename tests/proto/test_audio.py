@@ -73,6 +73,7 @@ def test_texts_are_at_most_4096_characters(field):
         ("buffer_speech_tokens", [1, 2]),
         ("buffer_speech_tokens", np.zeros(2, np.float32)),
         ("buffer_speech_tokens", np.zeros(2, bool)),
+        ("buffer_speech_tokens", np.zeros(2, "m8[s]")),
     ],
 )
 def test_wrong_fields_are_named(field, value):
