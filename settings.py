@@ -39,6 +39,7 @@ class Settings:
     max_message_bytes: int = _setting(1 << 30, "largest message, all frames together")
     max_in_flight: int = _setting(4096, "requests one client may have live in the coordinator")
     peer_backlog: int = _setting(10_000, "messages that may wait for a peer that does not read; beyond, it is dropped")
+    settle_s: float = _setting(10.0, "how long requests wait for a new coordinator to hear what its fleet serves")
     reconnect_s: float = _setting(15.0, "how long a client waits for a coordinator to come back")
     allocate_timeout_s: float = _setting(5.0, "how long a full pool is waited for before the caller gets PoolExhausted")
     orphan_s: float = _setting(30.0, "a worker that has not heard of a coordinator for this long ends itself")

@@ -6,6 +6,7 @@ The session's thread does the talking; here its replies become awaitable in the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
@@ -48,7 +49,7 @@ class AsyncReply:
 
     def _on_change(self) -> None:
         """In the session's thread."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody awaits this any more
             self._loop.call_soon_threadsafe(self._changed.set)
 
     @property
@@ -98,7 +99,8 @@ class AsyncReply:
                 yield output
             if done:
                 return
-            await self._changed.wait()
+            if not outputs:  # else somebody may have cleared it while the caller had them
+                await self._changed.wait()
 
 
 class AsyncClient:
@@ -106,6 +108,11 @@ class AsyncClient:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    @property
+    def address(self) -> str:
+        """Where the coordinator is."""
+        return self._client.address
 
     async def submit(self, request: Any, *, deadline_s: float | None = None, priority: int = 0) -> AsyncReply:
         """See `Client.submit`; encoding runs in a thread, since it may copy or wait for memory."""
@@ -121,9 +128,9 @@ class AsyncClient:
             for request in requests:
                 under_way.append(await self.submit(request, **how))
                 if len(under_way) >= max_in_flight:
-                    yield await under_way.popleft().result()
+                    yield await _first(under_way)
             while under_way:
-                yield await under_way.popleft().result()
+                yield await _first(under_way)
         finally:
             for reply in under_way:
                 reply.cancel()
@@ -161,6 +168,10 @@ class AsyncClient:
         """See `Client.story`."""
         return await asyncio.to_thread(self._client.story, request_id, timeout_s=timeout_s)
 
+    async def shutdown(self) -> None:
+        """See `Client.shutdown`."""
+        await asyncio.to_thread(self._client.shutdown)
+
     async def close(self) -> None:
         """See `Client.close`."""
         await asyncio.to_thread(self._client.close)
@@ -175,3 +186,10 @@ class AsyncClient:
         _traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+
+async def _first(under_way: deque[AsyncReply]) -> Any:
+    """The result of the first, which stays among them while it is awaited: a cancelled await cancels it too."""
+    result = await under_way[0].result()
+    under_way.popleft()
+    return result

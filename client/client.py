@@ -90,9 +90,9 @@ class Client:
             for request in requests:
                 under_way.append(self.submit(request, deadline_s=deadline_s, priority=priority))
                 if len(under_way) >= max_in_flight:
-                    yield under_way.popleft().result()
+                    yield _first(under_way)
             while under_way:
-                yield under_way.popleft().result()
+                yield _first(under_way)
         finally:
             for reply in under_way:
                 reply.cancel()
@@ -122,7 +122,8 @@ class Client:
     def empty(self, shape: tuple[int, ...] | int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """A writable array in shared memory: fill it, submit it, and no copy is made.
 
-        May be filled again once the reply is done. Raises PoolExhausted when the pool stays full.
+        May be filled again once the reply is done. Raises PoolExhausted when the pool stays full, NotConnected when this
+        client is closed.
         """
         wanted = (shape,) if isinstance(shape, int) else tuple(shape)
         return self._connection.pool.empty(wanted, dtype, timeout_s=self._connection.settings.allocate_timeout_s)
@@ -134,7 +135,7 @@ class Client:
 
     def story(self, request_id: RequestID | str, *, timeout_s: float = 10.0) -> tuple[str, ...]:
         """What the coordinator saw of a request, oldest first; empty when it does not remember it."""
-        question = functools.partial(wire.AskStory, request_id=str(request_id))
+        question = functools.partial(wire.AskStory, request_id=str(RequestID(str(request_id))))
         story: tuple[str, ...] = self._connection.ask(question, tuple[str, ...], timeout_s)
         return story
 
@@ -156,6 +157,13 @@ class Client:
         _traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _first(under_way: deque[Reply]) -> Any:
+    """The result of the first, which stays among them while it is waited for: a wait that is broken off cancels it."""
+    result = under_way[0].result()
+    under_way.popleft()
+    return result
 
 
 def _embedding(item: Any, model: str, options: dict[str, Any]) -> EmbeddingsRequest:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import numbers
 import os
+import queue
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,6 +34,13 @@ _MAX_RESENDS = 3
 _LOST_MEMORY = (errors.StaleHandle, errors.SegmentGone)
 
 
+class _Query(NamedTuple):
+    """A question under way; None as the answer says that there will be none."""
+
+    message: wire.AskStatus | wire.AskStory
+    answer: queue.SimpleQueue[bytes | None]
+
+
 def resolve_address(address: str | None) -> str:
     """The address to connect to: the given one, else $TENSORYARD_ADDRESS, else the local connection file's.
 
@@ -47,7 +56,7 @@ class Connection:
         self.settings = settings
         self.address = resolve_address(address)
         self._pending = PendingTable()
-        self._queries: dict[int, tuple[threading.Event, list[bytes]]] = {}
+        self._queries: dict[int, _Query] = {}
         self._query_numbers = itertools.count(1)
         self._reader = Reader()
         self._pool: Pool | None = None
@@ -56,6 +65,7 @@ class Connection:
         self._welcome: wire.Welcome | None = None
         self._refusal: errors.TensoryardError | None = None
         self._closed = False
+        self._pid = os.getpid()
         self._session = Session(
             address=self.address,
             role="client",
@@ -68,7 +78,8 @@ class Connection:
     def open(self, timeout_s: float) -> None:
         """Say hello and wait for the answer.
 
-        Raises NotConnected after `timeout_s` seconds of silence, VersionMismatch when the other side is another version.
+        Raises NotConnected after `timeout_s` seconds of silence, VersionMismatch when the other side is another
+        version, ConfigError for an address that is none.
         """
         self._session.start()
         self._changed.wait(timeout_s)
@@ -83,9 +94,11 @@ class Connection:
         """Leave: what is under way is cancelled and its replies fail; arrays in the caller's hands stay good."""
         if self._closed:
             return
-        self._closed = True
+        with self._pool_lock:
+            self._closed = True
         self._session.close()
         self._pending.fail_all(errors.RequestCancelled, "its client was closed")
+        self._end_queries()
         self._reader.close()
         if self._pool is not None:
             self._pool.close()
@@ -94,8 +107,10 @@ class Connection:
 
     @property
     def pool(self) -> Pool:
-        """This client's tensor pool, made when it is first needed."""
+        """This client's tensor pool, made when it is first needed; NotConnected once the client is closed."""
         with self._pool_lock:
+            if self._closed:
+                raise errors.NotConnected("this client is closed")
             if self._pool is None:
                 self._pool = Pool(
                     budget_bytes=self.settings.pool_budget_bytes,
@@ -108,6 +123,7 @@ class Connection:
         """Encode a request, send it, and return its reply. See `Client.submit`."""
         welcome = self._require_open()
         task = _task_of(request)
+        deadline_s, priority = _checked(deadline_s, priority)
         key = str(request.request_id)
         local = welcome.host == self._reader.host
         body = encode_body(
@@ -128,12 +144,21 @@ class Connection:
                 sent_at=now,
                 deadline=now + deadline_s if deadline_s is not None else None,
             )
-            self._pending.add(entry)
+            self._enter(entry)
         except BaseException:
             body.release()
             raise
         self._session.post(submit, frames_of(entry))
         return entry.reply
+
+    def _enter(self, entry: Pending) -> None:
+        """Among what is under way; unless the connection has ended since we looked, and nobody would settle it."""
+        self._pending.add(entry)
+        try:
+            self._require_open()
+        except errors.TensoryardError:
+            self._pending.settle(entry.submit.request_id)
+            raise
 
     def _place(self, array: Any, tag: str) -> tuple[Loan, bool]:
         """Where the array already lies, else copied into the pool; waits for room, then PoolExhausted."""
@@ -155,6 +180,8 @@ class Connection:
     def _require_open(self) -> wire.Welcome:
         if self._closed:
             raise errors.NotConnected("this client is closed")
+        if os.getpid() != self._pid:
+            raise errors.NotConnected("this client was made before a fork, and its thread is not here: connect() anew")
         if self._refusal is not None:
             raise self._refusal
         assert self._welcome is not None, "an open connection was welcomed"
@@ -167,7 +194,10 @@ class Connection:
 
     def cancel(self, request_id: RequestID) -> None:
         """Tell the coordinator that an answer is not wanted."""
-        self._session.post(wire.Cancel(request_id=str(request_id)))
+        entry = self._pending.get(str(request_id))
+        if entry is not None:
+            entry.cancelled = True
+            self._session.post(wire.Cancel(request_id=str(request_id)))
 
     def shutdown(self) -> None:
         """Ask for the end of the whole cluster."""
@@ -176,27 +206,43 @@ class Connection:
 
     def ask(self, make: Any, type_: Any, timeout_s: float) -> Any:
         """Send a question made by `make(query=number)` and wait for the body of its REPORT."""
-        self._require_open()
         number = next(self._query_numbers)
-        event, answer = self._queries[number] = (threading.Event(), [])
+        query = self._queries[number] = _Query(make(query=number), queue.SimpleQueue())
         try:
-            self._session.post(make(query=number))
-            if not event.wait(timeout_s):
-                raise errors.ReplyTimeout(f"the coordinator at {self.address} did not answer within {timeout_s} s")
+            self._require_open()
+            self._session.post(query.message)
+            body = query.answer.get(timeout=timeout_s)
+        except queue.Empty:
+            text = f"the coordinator at {self.address} did not answer within {timeout_s} s"
+            raise errors.ReplyTimeout(text) from None
         finally:
             del self._queries[number]
-        return msgspec.msgpack.decode(answer[0], type=type_)
+        if body is None:
+            self._require_open()
+            raise errors.NotConnected("the connection ended before the answer came")
+        return msgspec.msgpack.decode(body, type=type_)
+
+    def _end_queries(self) -> None:
+        """Nobody will answer."""
+        for query in list(self._queries.values()):
+            query.answer.put(None)
 
     # -- the session's callbacks --------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome: wire.Welcome) -> None:
-        """Known to a coordinator; if not for the first time, it may not know what is under way."""
+        """Known to a coordinator; if not for the first time, it may not know what is under way, nor what was cancelled."""
         again = self._welcome is not None
-        self._welcome = welcome
+        self._welcome, self._refusal = welcome, None
         self._changed.set()
-        if again:
-            for entry in self._pending.all():
+        if not again:
+            return
+        for entry in self._pending.all():
+            if entry.cancelled:
+                self._fail(entry, errors.RequestCancelled("cancelled by its client"))
+            else:
                 self._session.post(entry.message(), frames_of(entry))
+        for query in list(self._queries.values()):
+            self._session.post(query.message)
 
     def on_refused(self, error: errors.TensoryardError) -> None:
         """Not admitted; or one message was not understood, which its own reply's timeout will show."""
@@ -221,6 +267,7 @@ class Connection:
         self._refusal = error if isinstance(error, errors.TensoryardError) else errors.NotConnected(f"{error!r}")
         self._changed.set()
         self._pending.fail_all(errors.CoordinatorLost, f"this client's session failed: {error!r}")
+        self._end_queries()
 
     def on_message(self, message: Any, body: Frames) -> None:
         """Answers."""
@@ -230,29 +277,42 @@ class Connection:
             case wire.Error():
                 self._on_error(message)
             case wire.Report():
-                if message.query in self._queries:
-                    event, answer = self._queries[message.query]
-                    answer.append(bytes(body[0]))
-                    event.set()
+                query = self._queries.get(message.query)
+                if query is not None and body:
+                    query.answer.put(bytes(body[0]))
             case wire.Disconnect():
                 self._pending.fail_all(errors.CoordinatorLost, "the cluster has shut down; it is safe to send again")
 
     def _on_output(self, message: wire.Partial | wire.Final, body: Frames) -> None:
+        """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""
         entry = self._pending.get(message.request_id)
+        if entry is not None and message.seq == 0:
+            entry.restarting = False
+        wanted = entry is not None and not entry.restarting
         try:
             output = decode_body(body, entry.output_type if entry else Any, resolve=self._reader.claim)
-        except _LOST_MEMORY as error:
-            if entry is not None:
-                self._resend(entry, error)
+        except Exception as error:
+            if entry is not None and wanted:
+                self._on_unreadable(entry, message, error)
             return
-        except errors.TensoryardError as error:
-            if entry is not None:
-                self._pending.settle(message.request_id)
-                entry.reply.fail(errors.DecodeError(error.text, request_id=message.request_id))
+        if entry is None or not wanted:
             return
-        # An answer nobody waits for is decoded too: that takes its lease, which ends with `output`.
-        if entry is not None and message.seq >= entry.received:
+        if message.seq == entry.received:
             self._deliver(entry, message, output, body)
+        elif message.seq > entry.received:
+            gap = f"part {message.seq} came where part {entry.received} was due"
+            self._resend(entry, errors.ProtocolError(gap))
+
+    def _on_unreadable(self, entry: Pending, message: wire.Partial | wire.Final, error: Exception) -> None:
+        """Its memory is lost, and to run it again may help; or it is not what it should be, and this request fails."""
+        if isinstance(error, _LOST_MEMORY):
+            self._resend(entry, error)
+            return
+        if not isinstance(error, errors.TensoryardError):
+            log.error("an output of request %s cannot be read", message.request_id, exc_info=error)
+        if isinstance(message, wire.Partial):  # it still runs
+            self._session.post(wire.Cancel(request_id=message.request_id))
+        self._fail(entry, errors.DecodeError(errors.to_wire(error)[1]))
 
     def _deliver(self, entry: Pending, message: wire.Partial | wire.Final, output: Any, body: Frames) -> None:
         entry.received += 1
@@ -262,15 +322,27 @@ class Connection:
             self._pending.settle(message.request_id)
         entry.reply.add_output(output, entry.ledger(message.ledger), done=done)
 
+    def _fail(self, entry: Pending, error: errors.TensoryardError) -> None:
+        """End a request with an error."""
+        error.request_id = entry.submit.request_id
+        self._pending.settle(entry.submit.request_id)
+        entry.reply.fail(error)
+
     def _resend(self, entry: Pending, error: errors.TensoryardError) -> None:
-        """A result's memory went away with its worker before it was read. The request runs again; parts of the stream
-        that have arrived are not taken twice.
+        """A result was lost: its memory went away with its worker before it was read.
+
+        The request runs again; parts of the stream that have arrived are not taken twice.
         """
         entry.resends += 1
+        entry.restarting = True
         key = entry.submit.request_id
+        if entry.cancelled:
+            self._session.post(wire.Cancel(request_id=key))
+            self._fail(entry, errors.RequestCancelled("cancelled by its client"))
+            return
         if entry.resends > _MAX_RESENDS:
-            self._pending.settle(key)
-            entry.reply.fail(errors.WorkerLost(f"its result was lost {entry.resends} times: {error}", request_id=key))
+            self._session.post(wire.Cancel(request_id=key))
+            self._fail(entry, errors.WorkerLost(f"its result was lost {entry.resends} times: {error}"))
             return
         # If this was a PARTIAL the request still runs: end that run first, or SUBMIT would change nothing.
         self._session.post(wire.Cancel(request_id=key))
@@ -278,17 +350,12 @@ class Connection:
 
     def _on_error(self, message: wire.Error) -> None:
         entry = self._pending.get(message.request_id)
-        if entry is None or (entry.resends and message.code == errors.RequestCancelled.code):
+        if entry is None:
             return
-        self._pending.settle(message.request_id)
-        error = errors.from_wire(
-            message.code,
-            message.text,
-            request_id=message.request_id,
-            story=tuple(message.story),
-            retry_after_s=message.retry_after_s,
-        )
-        entry.reply.fail(error)
+        if entry.restarting and not entry.cancelled and message.code == errors.RequestCancelled.code:
+            return  # the answer to our own CANCEL in `_resend`
+        story, retry_after_s = tuple(message.story), message.retry_after_s
+        self._fail(entry, errors.from_wire(message.code, message.text, story=story, retry_after_s=retry_after_s))
 
 
 def _task_of(request: Any) -> Any:
@@ -298,6 +365,19 @@ def _task_of(request: Any) -> Any:
         raise errors.InvalidRequest(str(error)) from None
 
 
+def _checked(deadline_s: Any, priority: Any) -> tuple[float | None, int]:
+    """Both as the wire has them: of Python's own types, and no bools."""
+    if deadline_s is not None and not (_is_number(deadline_s, numbers.Real) and 0 <= deadline_s < 1e9):
+        raise errors.InvalidRequest(f"`deadline_s` is a number of seconds from now, not {deadline_s!r:.60}")
+    if not (_is_number(priority, numbers.Integral) and -1000 <= priority <= 1000):
+        raise errors.InvalidRequest(f"`priority` is a whole number from -1000 to 1000, not {priority!r:.60}")
+    return None if deadline_s is None else float(deadline_s), int(priority)
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _submit_message(
     request: Any,
     task: Any,
@@ -305,10 +385,6 @@ def _submit_message(
     deadline_s: float | None,
     priority: int,
 ) -> wire.Submit:
-    if deadline_s is not None and not 0 <= deadline_s < 1e9:
-        raise errors.InvalidRequest(f"`deadline_s` is a number of seconds from now, not {deadline_s!r}")
-    if not isinstance(priority, int) or not -1000 <= priority <= 1000:
-        raise errors.InvalidRequest(f"`priority` is a whole number from -1000 to 1000, not {priority!r}")
     return wire.Submit(
         request_id=str(request.request_id),
         task=task.value,

@@ -29,8 +29,12 @@ class Pending:
     #: Monotonic seconds; the deadline is None when there is none.
     sent_at: float
     deadline: float | None
-    #: Times it was sent again because its result's memory was lost.
+    #: Times it was sent again because its result was lost.
     resends: int = 0
+    #: It was sent again, and what comes until output 0 is what was left of the run before.
+    restarting: bool = False
+    #: Its caller does not want the answer any more.
+    cancelled: bool = False
     #: Outputs taken over from the stream so far.
     received: int = 0
     received_bytes: int = 0

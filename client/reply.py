@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from ..errors import ReplyTimeout, TensoryardError
 from ..proto.outputs import merge_outputs
 from ..proto.request import RequestID
 from .ledger import CopyLedger
+
+log = logging.getLogger(__name__)
 
 
 class Reply:
@@ -68,8 +71,9 @@ class Reply:
                 return
 
     def outputs_from(self, position: int) -> tuple[list[Any], bool]:
-        """The outputs that have come from `position` on, and whether they are the last; raises what ended the request
-        once there is nothing more to give.
+        """The outputs that have come from `position` on, and whether they are the last.
+
+        Raises what ended the request, once there is nothing more to give.
         """
         with self._changed:
             outputs = self._outputs[position:]
@@ -83,7 +87,10 @@ class Reply:
             self._cancel(self.request_id)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
-        """Call `listener` at each output and at the end, from the session's thread; at once if done already."""
+        """Call `listener` at each output and at the end, from the session's thread; at once if done already.
+
+        It must not wait for anything; what it raises is logged.
+        """
         with self._changed:
             self._listeners.append(listener)
             done = self._done
@@ -116,7 +123,10 @@ class Reply:
             self._changed.notify_all()
             listeners = list(self._listeners)
         for listener in listeners:
-            listener()
+            try:
+                listener()
+            except Exception:  # the session serves other requests too
+                log.exception("a listener of %r raised", self)
 
     def __repr__(self) -> str:
         state = "done" if self._done else "running"

@@ -1,6 +1,7 @@
 """Run one coordinator as a plain process: `python -m tensoryard.coordinator --name NAME`.
 
-Started by `deploy/local.py`. Writes "address …" or "error …" as one line to `--ready-fd`, and ends when `--life-fd` is closed.
+Started by `deploy/local.py`. Writes "address …" or "error …" as one line to `--ready-fd`, and ends when `--life-fd` is
+closed.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ def main() -> int:
     """Serve until SIGTERM, SIGINT, or the end of the process at the other end of `--life-fd`."""
     parser = argparse.ArgumentParser(prog="python -m tensoryard.coordinator")
     parser.add_argument("--name", required=True)
+    parser.add_argument("--expects-fleet", action="store_true", help="let requests wait until a fleet has joined")
     parser.add_argument("--settings", help="Settings as JSON; else from the environment")
     parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--life-fd", type=int)
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = msgspec.json.decode(args.settings, type=Settings) if args.settings else from_environment()
     try:
-        coordinator = Coordinator(name=args.name, settings=settings)
+        settings = msgspec.json.decode(args.settings, type=Settings) if args.settings else from_environment()
+        coordinator = Coordinator(name=args.name, settings=settings, expects_fleet=args.expects_fleet)
     except TensoryardError as error:
         _tell(args.ready_fd, f"error {error}")
         return 2

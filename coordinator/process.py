@@ -6,10 +6,12 @@ requests, `roster.py` knows which peers there are. Bodies and tensors are never 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -30,6 +32,7 @@ from .connection import ConnectionFile
 from .records import Limits
 from .roster import Peer, Roster
 from .router import Router
+from .waiting_room import WaitingRoom
 
 log = logging.getLogger(__name__)
 
@@ -42,30 +45,46 @@ _COMPLAINTS_PER_PEER = 8
 class Coordinator:
     """One coordinator. `run` serves until `stop`, or until a shutdown that a client asked for is complete.
 
-    `name` registers a connection file; `addresses` are bound besides the one that goes with the name.
+    `name` registers a connection file; `addresses` are bound besides the one that goes with the name. With
+    `expects_fleet`, requests wait for the fleet's list of deployments, for at most `settle_s`.
+
+    Peers may connect once it is made. Crash-only: whatever is wrong with a message is its sender's alone, but an error
+    of our own ends `run` without a goodbye, as SIGKILL would, and peers wait for the next coordinator.
     """
 
-    def __init__(self, *, name: str, addresses: Sequence[str] = (), settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        addresses: Sequence[str] = (),
+        settings: Settings | None = None,
+        expects_fleet: bool = False,
+    ) -> None:
         self.settings = settings or Settings()
         self.name = name
         self.epoch = secrets.token_hex(8)
         self.router = Router(Limits(max_in_flight_per_client=self.settings.max_in_flight))
-        self._connection = ConnectionFile(name)
-        try:
+        with contextlib.ExitStack() as undo:
+            self._connection = ConnectionFile(name)
+            undo.callback(self._connection.close)
             self._hub: HubLink = ZmqHub(
                 [self._connection.hub_address, *addresses],
                 max_frame_bytes=self.settings.max_frame_bytes,
                 peer_backlog=self.settings.peer_backlog,
             )
-        except BaseException:
-            self._connection.close()
-            raise
-        self.addresses: list[str] = list(self._hub.addresses)
+            undo.callback(self._hub.close)
+            self.addresses: list[str] = list(self._hub.addresses)
+            #: Ends a wait of `run`; -1 once closed. The lock, which a signal handler may meet held by its own thread,
+            #: keeps a late `stop` from writing to whatever has the number next.
+            self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._stop_lock = threading.RLock()
+            undo.callback(self._close_stop_fd)
+            self._connection.publish(self.address, __version__)
+            undo.pop_all()
         self._host = host_name()
         self._roster = Roster(self._host)
         self._poller = zmq.Poller()
         self._poller.register(self._hub.pollable, zmq.POLLIN)
-        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poller.register(self._stop_fd, zmq.POLLIN)
         #: Body frames of live requests, kept for a retry.
         self._bodies: dict[str, Frames] = {}
@@ -76,6 +95,13 @@ class Coordinator:
         self._output: tuple[wire.Output, Frames] | None = None
         self._started = time.monotonic()
         self._next_beat = self._started
+        #: Until the fleet has spoken; None from then on.
+        self._room: WaitingRoom | None = None
+        if expects_fleet:
+            self._room = WaitingRoom(
+                open_at=self._started + self.settings.settle_s,
+                max_bytes=self.settings.max_message_bytes,
+            )
         self._leaving_at: float | None = None
         self._stopped = False
 
@@ -86,17 +112,19 @@ class Coordinator:
 
     def run(self) -> None:
         """Serve. Ends after `stop`, from any thread or a signal handler."""
-        self._connection.publish(self.address, __version__)
         log.info("coordinator %s of cluster %s listens on %s", self.epoch, self.name, ", ".join(self.addresses))
         try:
             while not self._stopped:
                 self._turn()
+            self._say_goodbye()
         finally:
-            self._farewell()
+            self._close()
 
     def stop(self) -> None:
-        """End `run` soon."""
-        os.eventfd_write(self._stop_fd, 1)
+        """End `run` soon; harmless when it has ended."""
+        with self._stop_lock:
+            if self._stop_fd >= 0:
+                os.eventfd_write(self._stop_fd, 1)
 
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 
@@ -124,7 +152,12 @@ class Coordinator:
             self._handle(ev.Ticked(at=now))
         if now < self._next_beat:
             return
+        late_s = now - self._next_beat
+        if late_s > self.settings.heartbeat_s:  # this process was stopped: what peers sent meanwhile is yet to be read
+            self._roster.excuse(late_s, now)
         self._next_beat = now + self.settings.heartbeat_s
+        if self._room is not None and now >= self._room.open_at:
+            self._open_doors(now)
         self._handle(ev.Ticked(at=now))
         for peer in self._roster.silent_since(now - self.settings.liveness_s):
             self._lose(peer, f"was silent for {self.settings.liveness_s} s")
@@ -144,7 +177,8 @@ class Coordinator:
         """One message; whatever is wrong with it is its sender's alone."""
         try:
             message = wire.decode(wire.TO_COORDINATOR, frames[0] if frames else b"")
-            self._check_size(message, frames)
+            if not isinstance(message, wire.Outputs):  # those are refused one by one
+                self._check_size(message, frames)
             self._serve(identity, message, frames[1:])
         except errors.TensoryardError as error:
             self._complain(identity, error)
@@ -162,7 +196,14 @@ class Coordinator:
         peer = self._roster.get(identity)
         complaints = self._roster.complain(identity)
         if error.request_id is not None and peer is not None:
-            self._send(peer, wire.Error(request_id=error.request_id, code=error.code, text=error.text))
+            retry_after_s = getattr(error, "retry_after_s", 0.0)
+            answer = wire.Error(
+                request_id=error.request_id,
+                code=error.code,
+                text=error.text,
+                retry_after_s=retry_after_s,
+            )
+            self._send(peer, answer)
         elif complaints <= _COMPLAINTS_PER_PEER:
             log.warning("a message of peer %s was refused: %s", identity.hex()[:12], error.text)
             self._hub.send(identity, [wire.encode(wire.Refused(code=error.code, text=error.text))])
@@ -207,10 +248,10 @@ class Coordinator:
         for old in self._roster.replaced_by(identity, hello):
             self._lose(old, "joined anew")
         peer, pidfd = self._roster.join(identity, hello, now)
-        if hello.role == "worker":
-            self._handle(ev.WorkerJoined(at=now, worker=peer.name, host=peer.host))
         if pidfd is not None:
             self._poller.register(pidfd, zmq.POLLIN)
+        if hello.role == "worker":
+            self._handle(ev.WorkerJoined(at=now, worker=peer.name, host=peer.host))
         self._send_welcome(peer)
 
     def _send_welcome(self, peer: Peer) -> None:
@@ -229,6 +270,9 @@ class Coordinator:
         )
 
     def _serve_client(self, peer: Peer, message: Any, body: Frames, now: float) -> None:
+        if self._room is not None and isinstance(message, wire.Submit | wire.Cancel):
+            self._room.add(peer.identity, message, body)
+            return
         match message:
             case wire.Submit():
                 self._submit(peer, message, body, now)
@@ -258,8 +302,7 @@ class Coordinator:
     def _serve_worker(self, peer: Peer, message: Any, body: Frames, now: float) -> None:
         match message:
             case wire.Outputs():
-                for output, frames in zip(message.outputs, wire.split_frames(message.outputs, body), strict=True):
-                    self._answer(peer, output, frames, now)
+                self._take_outputs(peer, message, body, now)
             case wire.Ready():
                 self._handle(
                     ev.WorkerReadied(
@@ -282,6 +325,20 @@ class Coordinator:
                 self._handle(failed)
             case _:
                 raise errors.ProtocolError(f"a worker does not send {type(message).__name__}")
+
+    def _take_outputs(self, peer: Peer, message: wire.Outputs, body: Frames, now: float) -> None:
+        """Split what one step produced. Where that is impossible, each of its requests still gets an answer."""
+        outputs = message.outputs
+        try:
+            self._check_size(message, [b"", *body])
+            parts = wire.split_frames(outputs, body)
+        except errors.TensoryardError as error:
+            log.warning("outputs of worker %s cannot be passed on: %s", peer.name, error.text)
+            replaced = {"done": False, "frames": 0, "code": error.code, "text": error.text}
+            outputs = [msgspec.structs.replace(output, **replaced) for output in outputs]
+            parts = [[] for _ in outputs]
+        for output, frames in zip(outputs, parts, strict=True):
+            self._answer(peer, output, frames, now)
 
     def _answer(self, peer: Peer, output: wire.Output, frames: Frames, now: float) -> None:
         self._output = (output, frames)
@@ -307,10 +364,19 @@ class Coordinator:
                     for entry in message.deployments
                 )
                 self._handle(ev.DeploymentsChanged(at=now, deployments=expected))
+                self._open_doors(now)
             case wire.DrainWorker():
                 self._handle(ev.DrainAsked(at=now, worker=message.worker))
             case _:
                 raise errors.ProtocolError(f"a fleet does not send {type(message).__name__}")
+
+    def _open_doors(self, now: float) -> None:
+        """What the cluster serves is known, or will not become known soon: take up what has waited."""
+        room, self._room = self._room, None
+        for identity, message, body in room.empty() if room is not None else ():
+            peer = self._roster.get(identity)
+            if peer is not None:
+                self._serve_client(peer, message, body, now)
 
     def _begin_shutdown(self, now: float) -> None:
         """Tell the fleet, or where there is none the workers, to finish; the loop ends when they have left."""
@@ -332,9 +398,12 @@ class Coordinator:
         if self._handling:
             return
         self._handling = True
-        while self._pending:
-            for effect in self.router.handle(self._pending.popleft()):
-                self._perform(effect)
+        try:
+            while self._pending:
+                for effect in self.router.handle(self._pending.popleft()):
+                    self._perform(effect)
+        except errors.TensoryardError as error:  # not the sender's fault, as `_receive` would take it for
+            raise RuntimeError("a decision of the router failed") from error
         self._handling = False
 
     def _perform(self, effect: ev.Effect) -> None:
@@ -447,15 +516,25 @@ class Coordinator:
             seen_s=time.monotonic() - peer.seen if peer else 0.0,
         )
 
-    def _farewell(self) -> None:
+    def _say_goodbye(self) -> None:
         for peer in self._roster.all():
             self._hub.send(peer.identity, [wire.encode(wire.Disconnect())])
+
+    def _close(self) -> None:
+        """Let go of everything; the name last, when its socket is free for the next coordinator."""
+        for peer in self._roster.all():
             if peer.pidfd is not None:
                 os.close(peer.pidfd)
         self._hub.close()
         self._connection.close()
-        os.close(self._stop_fd)
+        self._close_stop_fd()
         log.info("coordinator %s has ended", self.epoch)
+
+    def _close_stop_fd(self) -> None:
+        with self._stop_lock:
+            fd, self._stop_fd = self._stop_fd, -1
+            if fd >= 0:
+                os.close(fd)
 
 
 _SERVES = {

@@ -173,7 +173,8 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
     credit = sum(worker.credits for worker in model.workers.values())
     assert credit == model.credits, f"{name}: {model.credits} credits counted, its workers have {credit}"
     free = model.free_workers.least()
-    assert free is None or not model.waiting, f"{name}: {free} is free while requests wait"
+    assert free is None or not model.queue, f"{name}: {free} is free while requests wait"
+    assert free is None or model.reserved or not model.suspects, f"{name}: {free} is free while suspects wait"
     for request_id, (worker, attempt) in model.adoptable.items():
         assert request_id not in requests, f"{request_id} is live and was not adopted"
         assert (request_id, attempt) in worker.slots, f"{request_id} is adoptable and in no slot"

@@ -98,6 +98,11 @@ class Roster:
         """Peers whose last message is older."""
         return [peer for peer in self._by_identity.values() if peer.seen < before]
 
+    def excuse(self, seconds: float, now: float) -> None:
+        """For so long nobody could be heard, because we did not listen."""
+        for peer in self._by_identity.values():
+            peer.seen = min(peer.seen + seconds, now)
+
     def complain(self, identity: bytes) -> int:
         """Count an unreadable message; returns how many this peer has sent."""
         if identity not in self._complaints and len(self._complaints) >= _MAX_COMPLAINTS:

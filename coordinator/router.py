@@ -231,7 +231,7 @@ class Router:
     def _dispatch_suspects(self, model: Model) -> None:
         """Run requests that were lost with a worker alone, one per worker, so that a poisonous one harms no other.
 
-        A worker is reserved for the first of them: it gets nothing new until it is idle.
+        Where no worker is idle, one is reserved for the first of them: it gets nothing new until it is idle.
         """
         while model.suspects:
             request = self.requests[next(iter(model.suspects))]
@@ -247,14 +247,16 @@ class Router:
             self._start(model, request, worker)
 
     def _reserve(self, model: Model) -> Worker | None:
-        """The reserved worker; the least loaded free one is reserved when there is none. None while all are full."""
-        if not model.reserved:
-            name = model.free_workers.least()
-            if name is None:
-                return None
-            model.reserved = name
-            self._offer(model, self.workers[name])
-        return self.workers[model.reserved]
+        """The worker for the next suspect: an idle one, else the one that is kept free. None while all are full."""
+        least = self.workers.get(model.free_workers.least() or "")
+        kept = self.workers.get(model.reserved)
+        if least is not None and (kept is None or not least.slots):
+            model.reserved = least.name
+            self._offer(model, least)
+            if kept is not None:
+                self._offer(model, kept)
+            return least
+        return kept
 
     def _release_reserved(self, model: Model) -> None:
         """Nothing is suspect any more, or the reserved worker is not to get anything."""
@@ -456,12 +458,12 @@ class Router:
         model.workers[worker.name] = worker
         model.credits += worker.credits
         model.unhealthy = ""
+        self._notify(worker.name, event.deployment, "ready")
         for request_id, attempt in worker.slots:
             self._find_again(model, worker, request_id, attempt)
         if worker.slots:
             self._watch(worker)
         self._offer(model, worker)
-        self._notify(worker.name, event.deployment, "ready")
         self._stirred[model.name] = model
 
     def _turn_away(self, worker: Worker, event: ev.WorkerReadied, model: Model) -> None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, InvalidRequest, TensoryardError
-from ..proto.deployment import Deployment
 from ..version import __version__
 from .text import say
+
+if TYPE_CHECKING:  # numpy comes with it: `--help` and a Ctrl-C at the start should not wait for that
+    from ..proto.deployment import Deployment
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -27,11 +30,12 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser().parse_args(argv)
+        args = _parse(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help or the version
         return int(stop.code or 0)
-    args.argv = list(sys.argv[1:] if argv is None else argv)
+    _start_logging(args)
     try:
         command: Callable[[argparse.Namespace], int] = args.command
         return command(args)
@@ -44,6 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except Exception as error:
         return _report(error, debug=args.debug)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments, in any order: argparse alone takes no further positional ones once an option has come."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    args.argv = argv
+    flags = [argument for argument in rest if argument.startswith("-")]
+    if not flags and hasattr(args, "inputs"):
+        args.inputs += rest
+    elif not flags and len(rest) == 1 and args.command is _up and args.config is None:
+        args.config = rest[0]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(flags or rest)}")
+    return args
+
+
+def _start_logging(args: argparse.Namespace) -> None:
+    """What the cluster's parts log goes to stderr, from the level that suits the command."""
+    level = logging.DEBUG if args.debug else args.log_level
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
 
 
 def _report(error: Exception, *, debug: bool) -> int:
@@ -227,12 +252,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    parser.set_defaults(command=command)
+    # What a client logs as an error, the command reports anyway.
+    parser.set_defaults(command=command, log_level=logging.CRITICAL)
     return parser
 
 
 def _add_demo(commands: Any) -> None:
     parser = _add(commands, "demo", _demo, "run real work on an embedded cluster and show what happened")
+    parser.set_defaults(log_level=logging.ERROR)
     parser.add_argument("--output", default="demo-output", metavar="FOLDER", help="pictures and sound go here")
     _add_runtime(parser)
     parser.add_argument("--clients", type=_count, default=3, metavar="N", help="client processes at once (3)")
@@ -241,6 +268,7 @@ def _add_demo(commands: Any) -> None:
 
 def _add_up(commands: Any) -> None:
     parser = _add(commands, "up", _up, "start a cluster on this machine and keep it until Ctrl-C or `down`")
+    parser.set_defaults(log_level=logging.INFO)
     parser.add_argument("config", nargs="?", metavar="FILE", help="deployments, in TOML or YAML")
     _add_runtime(parser)
     _add_cluster_name(parser)
@@ -290,6 +318,7 @@ def _add_submit(commands: Any) -> None:
 
 def _add_worker(commands: Any) -> None:
     parser = _add(commands, "worker", _worker, "run one worker in this process, without Ray, until it is drained")
+    parser.set_defaults(log_level=logging.INFO)
     parser.add_argument("--connect", metavar="ADDRESS", help="the coordinator; else as `status` finds it")
     parser.add_argument("--config", metavar="FILE", help="a deployment file; --model chooses from it")
     parser.add_argument("--worker-name", metavar="NAME", help="how it calls itself")

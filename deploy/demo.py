@@ -58,6 +58,8 @@ HITS = 3
 LOAD_PATIENCE_S = 300.0
 READY_PATIENCE_S = 180.0
 ANSWER_PATIENCE_S = 60.0
+#: How long a client may take to end when it is told to.
+FAREWELL_S = 5.0
 
 #: What runs in each client process.
 CLIENT_MODULE = "tensoryard.deploy.demo_load"
@@ -147,7 +149,7 @@ def _cluster(plan: Plan) -> Iterator[Yard]:
     kind = "a Ray cluster" if plan.runtime == "ray" else "a cluster of plain processes"
     say(f"starting {kind} on this machine: 3 models, 2 workers each ...")
     started = time.monotonic()
-    with local(deployments(), runtime=plan.runtime) as yard:
+    with local(deployments(), runtime=plan.runtime) as yard, terminations_as_interrupts():
         yard.wait_ready(timeout_s=READY_PATIENCE_S)
         say(f"all workers are ready after {duration(time.monotonic() - started)}")
         yield yard
@@ -192,8 +194,16 @@ def _processes(address: str, plan: Plan) -> Iterator[list[subprocess.Popen[bytes
         os.close(life_read)
         os.close(life_write)
         for process in processes:
-            process.kill()
-            process.communicate()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """It ends by itself, its pipe being closed; one that does not is killed."""
+    try:
+        process.communicate(timeout=FAREWELL_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.kill()
+        process.communicate()
 
 
 def _collect(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[list[Report], list[str]]:

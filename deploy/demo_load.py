@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import random
+import signal
 import sys
 import threading
 import time
@@ -120,18 +121,22 @@ class Answers:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one client; 0 unless a request failed or an answer was wrong."""
+    """Run one client; 0 unless a request failed or an answer was wrong, 130 when it was told to end."""
     address, number, requests, life_fd = arguments
     threading.Thread(target=_end_with, args=(int(life_fd),), daemon=True).start()
-    report = run(address, number=int(number), requests=int(requests))
+    try:
+        report = run(address, number=int(number), requests=int(requests))
+    except KeyboardInterrupt:
+        return 130
     sys.stdout.buffer.write(msgspec.json.encode(report))
     sys.stdout.flush()
     return 1 if report.problems else 0
 
 
 def _end_with(life_fd: int) -> None:
+    """Interrupt this process when the demo's has ended: its client then says goodbye and takes its memory along."""
     os.read(life_fd, 1)
-    os._exit(1)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def run(address: str, *, number: int, requests: int) -> Report:

@@ -50,11 +50,11 @@ def local(
     settings = settings or from_environment()
     name = name or f"local-{secrets.token_hex(4)}"
     if runtime == "process":
-        return Yard(name, ProcessRuntime(name, deployments, settings), settings)
+        return Yard(name, ProcessRuntime(name, deployments, settings), deployments, settings)
     if runtime == "ray":
         from .ray_local import RayRuntime
 
-        return Yard(name, RayRuntime(name, deployments, settings), settings)
+        return Yard(name, RayRuntime(name, deployments, settings), deployments, settings)
     raise ConfigError(f"`runtime` is 'ray' or 'process', not {runtime!r}")
 
 
@@ -80,8 +80,9 @@ class Runtime(Protocol):
 class Yard:
     """A running embedded cluster."""
 
-    def __init__(self, name: str, runtime: Runtime, settings: Settings) -> None:
+    def __init__(self, name: str, runtime: Runtime, deployments: Sequence[Deployment], settings: Settings) -> None:
         self.name = name
+        self._models = {deployment.model for deployment in deployments}
         self.address = runtime.address
         self._runtime = runtime
         self._settings = settings
@@ -99,14 +100,14 @@ class Yard:
         give_up = time.monotonic() + timeout_s
         with self.connect() as client:
             while True:
-                models = client.status().models
+                models = [model for model in client.status().models if model.model in self._models]
                 for model in models:
                     if model.unhealthy and not model.workers:
                         raise DeploymentUnhealthy(f"model {model.model!r} cannot start: {model.unhealthy}")
-                if models and all(model.is_ready for model in models):
+                if len(models) == len(self._models) and all(model.is_ready for model in models):
                     return
                 if time.monotonic() > give_up:
-                    waiting = [model.model for model in models if not model.is_ready]
+                    waiting = sorted(self._models - {model.model for model in models if model.is_ready})
                     raise TimeoutError(f"after {timeout_s} s still without all workers: {', '.join(waiting)}")
                 time.sleep(_POLL_S)
 
@@ -170,7 +171,7 @@ class CoordinatorProcess:
     """A coordinator as a child process, started anew when it is killed; it ends when we do."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self._command = [sys.executable, "-m", "tensoryard.coordinator", "--name", name]
+        self._command = [sys.executable, "-m", "tensoryard.coordinator", "--expects-fleet", "--name", name]
         self._command += ["--settings", msgspec.json.encode(settings).decode()]
         # Held open by us alone: the child sees the other end close when we are gone.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)

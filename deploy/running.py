@@ -57,7 +57,7 @@ def serve(
 
     with _claimed(name), terminations_as_interrupts():
         say(f"starting cluster {name!r} ({runtime} runtime): {_wanted(deployments)}")
-        with local(deployments, runtime=runtime, name=name) as yard:
+        with local(deployments, runtime=runtime, name=name) as yard, terminations_as_interrupts():
             yard.wait_ready(timeout_s=ready_timeout_s)
             say(f"ready at {yard.address}; stop with Ctrl-C or `{_down_command(name)}`")
             _tell_ready(ready_fd)
@@ -151,7 +151,7 @@ def describe(found: ClusterStatus) -> str:
     if not found.models:
         return "\n".join([*parts, "\nno model is deployed"])
     parts.append("\n" + table(_MODEL_HEAD, [_model_row(model) for model in found.models]))
-    workers = [(model.model, worker) for model in found.models for worker in model.workers]
+    workers = [(m.model, worker) for m in found.models for worker in sorted(m.workers, key=lambda w: w.name)]
     if workers:
         rows = [
             (w.name, model, w.host, w.pid, w.state, w.in_flight, w.credits, duration(w.seen_s)) for model, w in workers
@@ -181,7 +181,10 @@ def log_path(name: str) -> Path:
 
 @contextlib.contextmanager
 def terminations_as_interrupts() -> Iterator[None]:
-    """SIGTERM ends what runs inside as Ctrl-C does: through every `with` block and `finally`."""
+    """SIGTERM ends what runs inside as Ctrl-C does: through every `with` block and `finally`.
+
+    Ray sets a handler of its own when it starts: enter this once more behind it.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

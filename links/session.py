@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import zmq
 
-from ..errors import ProtocolError, TensoryardError, from_wire
+from ..errors import ConfigError, ProtocolError, TensoryardError, from_wire
 from ..proto import wire
 from ..settings import Settings
 from ..shm import host_name
@@ -50,7 +50,7 @@ class Callbacks(Protocol):
         """About once a heartbeat: for how many seconds the coordinator has been silent. Returns what to send."""
 
     def on_failure(self, error: Exception) -> None:
-        """The session's thread ends because of a bug of ours."""
+        """The session's thread ends: the address is none (ConfigError), or there is a bug of ours."""
 
 
 class Session:
@@ -82,7 +82,7 @@ class Session:
         self._closing = False
         #: When the HELLO that has no answer yet was sent; minus infinity when none is due.
         self._asked_at = -math.inf
-        #: Seconds, up to the last beat, in which we listened and heard nothing. Time in which we did not listen, because
+        #: Seconds, up to the last beat, in which we listened and heard nothing. Time in which we did not listen, since
         #: this process was stopped, is not held against the coordinator.
         self.silent_s = 0.0
         self._heard = True
@@ -130,7 +130,7 @@ class Session:
                 self._turn(link, poller)
             self._flush(link)
             link.send([wire.encode(wire.Disconnect())])
-        except TensoryardError as error:
+        except ConfigError as error:
             log.error("the session of %s %s cannot begin: %s", self._role, self._name, error)  # noqa: TRY400 - no bug
             self._callbacks.on_failure(error)
         except Exception as error:
@@ -166,7 +166,8 @@ class Session:
             self._beat(link)
 
     def _flush(self, link: PeerLink) -> None:
-        while self._outbox:
+        """Send what is queued now; what is posted meanwhile wakes the next turn."""
+        for _ in range(len(self._outbox)):
             link.send(self._outbox.popleft())
 
     def _hello(self, link: PeerLink) -> None:
@@ -205,7 +206,7 @@ class Session:
             return
         match message:
             case wire.Welcome():
-                self._asked_at = 0.0
+                self._asked_at = -math.inf
                 self._callbacks.on_welcome(message)
             case wire.Rejoin():
                 self._hello(link)

@@ -72,23 +72,22 @@ from .reasoning import ParsedReasoningDelta, ReasoningParser, ReasoningSpan
 from .request import DUMMY_REQUEST_ID, Request, RequestID, RequestType
 from .sampling import SamplingParams, SamplingParamsGenerationConfigDefaults, SamplingParamsInput
 from .status import ClusterStatus, ModelStatus, WorkerStatus
-from .text import (
-    BatchType,
+from .text_batch import BatchType, TextGenerationInputs
+from .text_context import TextContext
+from .text_messages import (
     ImageContentPart,
     MessageContent,
-    SpecDecodingState,
     TextContentPart,
-    TextContext,
-    TextGenerationContext,
-    TextGenerationContextType,
-    TextGenerationInputs,
-    TextGenerationOutput,
+    TextGenerationRequestMessage,
+    VideoContentPart,
+)
+from .text_output import TextGenerationOutput
+from .text_protocol import SpecDecodingState, TextGenerationContext, TextGenerationContextType
+from .text_request import (
     TextGenerationRequest,
     TextGenerationRequestFunction,
-    TextGenerationRequestMessage,
     TextGenerationRequestTool,
     TextGenerationResponseFormat,
-    VideoContentPart,
 )
 from .tokens import LogProbabilities, Range, TokenBuffer, TokenSlice
 from .tool_parsing import ParsedToolCall, ParsedToolCallDelta, ParsedToolResponse, ToolParser

@@ -1,7 +1,7 @@
 """When a generated sequence ends: end tokens, token sequences and stop strings, found also across pieces.
 
-Contexts (`text.py`) ask after each token and each decoded piece of text; this module knows neither statuses nor length
-limits.
+Contexts (`text_context.py`) ask after each token and each decoded piece of text; this module knows neither statuses nor
+length limits.
 """
 
 from __future__ import annotations

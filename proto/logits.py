@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from .text import TextGenerationContext
+    from .text_protocol import TextGenerationContext
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """How the next token is chosen: what a caller may ask, what a model's files propose, and the two merged and checked.
 
-Requests (`text.py`, `audio.py`, `open_responses.py`) carry a `SamplingParams`; pipelines read it and need not check
-anything again.
+Requests (`text_request.py`, `audio.py`) carry a `SamplingParams`; pipelines read it and need not check anything again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Token state of one sequence: the growable buffer, its ranges, and log probabilities.
 
-Contexts (`text.py`, `one_shot.py`) each hold one `TokenBuffer` and decide when a sequence ends; this module knows no
-stop rule and no request. Only `to_wire` and `from_wire` know how a buffer travels: `codec.py` calls them.
+Contexts (`text_context.py`, `one_shot.py`) each hold one `TokenBuffer` and decide when a sequence ends; this module
+knows no stop rule and no request. Only `to_wire` and `from_wire` know how a buffer travels: `codec.py` calls them.
 """
 
 from __future__ import annotations

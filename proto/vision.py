@@ -1,6 +1,6 @@
 """Images in a text context: where each lies among the tokens, and which the encoder still has to see.
 
-Adds to `text.py` and knows no encoder; the placeholders of a request's messages are `ImageContentPart` there.
+Adds to `text_context.py` and knows no encoder; `text_messages.py` has the placeholders of a request's messages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequest
-from .text import TextContext, TextGenerationContext
+from .text_context import TextContext
+from .text_protocol import TextGenerationContext
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -8,6 +8,7 @@ import pickle
 import re
 
 import pytest
+
 from tensoryard import errors
 
 TREE = errors._classes(errors.TensoryardError)

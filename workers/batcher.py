@@ -43,15 +43,27 @@ class Batcher:
         self.max_wait_s = max_wait_s
         #: No more requests come, so waiting for them is pointless.
         self.draining = False
+        #: By RequestID, in the order of arrival; one whose older attempt is at work waits beside it.
         self._waiting: OrderedDict[str, Work] = OrderedDict()
         self._active: dict[str, Work] = {}
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
 
-    def add(self, work: Work) -> None:
-        """One request more; an older attempt of the same request that still waits is replaced."""
+    def add(self, work: Work) -> Work | None:
+        """One request more. Returns an older attempt of it that still waited, which is to be answered and not run.
+
+        An older attempt that is at work is told to stop, and the newer one waits until it has ended. The same attempt
+        a second time changes nothing.
+        """
+        active, waiting = self._active.get(work.request_id), self._waiting.get(work.request_id)
+        if any(held is not None and held.attempt == work.attempt for held in (active, waiting)):
+            return None
+        if active is not None:
+            active.context.status = GenerationStatus.CANCELLED
+        self._waiting.pop(work.request_id, None)
         self._waiting[work.request_id] = work
+        return waiting
 
     def next_batch(self, at: float) -> tuple[list[Work], float | None]:
         """The next batch; or an empty one and how many seconds to wait for it (None: until something is added)."""
@@ -59,10 +71,17 @@ class Batcher:
             wait_s = self._wait_s(at)
             if wait_s is None or wait_s > 0:
                 return [], wait_s
+        held_back = []
         while self._waiting and len(self._active) < self.max_batch_size:
             request_id, work = self._waiting.popitem(last=False)
+            if request_id in self._active:
+                held_back.append(work)
+                continue
             work.wait_s = at - work.arrived
             self._active[request_id] = work
+        for work in reversed(held_back):
+            self._waiting[work.request_id] = work
+            self._waiting.move_to_end(work.request_id, last=False)
         return list(self._active.values()), None
 
     def _wait_s(self, at: float) -> float | None:

@@ -9,7 +9,7 @@ import logging
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from .. import errors
 from ..proto import wire
@@ -27,7 +27,24 @@ log = logging.getLogger(__name__)
 
 #: One answer on its way: its part of OUTPUTS, the frames, and the shared memory that they name.
 Answer = tuple[wire.Output, list[Any], list[Loan]]
-_MAX_TEXT_CHARS = 8000
+#: Most frames of one output: a message of OUTPUTS has one more, its envelope.
+MAX_FRAMES = wire.MAX_FRAMES - 1
+#: What an output takes of the envelope at most, its text aside.
+ENVELOPE_BYTES = 4096
+#: Longest text of an error.
+MAX_TEXT_CHARS = 8000
+
+
+class Limits(Protocol):
+    """How large a message may be: the link's, as the coordinator told it."""
+
+    @property
+    def max_frame_bytes(self) -> int:
+        """Of one frame."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Of all frames together."""
 
 
 class Engine:
@@ -41,34 +58,54 @@ class Engine:
         inbox: Inbox,
         pool: Pool,
         send: Callable[[list[Answer]], None],
+        limits: Limits,
         settings: Settings,
         worker: str,
     ) -> None:
         self._pipeline = pipeline
         self._task = task
-        self._output_type = task_types(task).output
+        output = task_types(task).output
+        self._output_name: str = output.__name__
+        self._answer_types: tuple[type[Any], ...] = (output, BaseException)
         self._inbox = inbox
         self._pool = pool
         self._send = send
+        self._limits = limits
         self._settings = settings
         self._worker = worker
         #: Moves with every step: what the coordinator sees of our being alive rather than hung.
         self.progress = 0
+        #: Until when the outputs of this step, all together, may wait for room in the pool (monotonic seconds).
+        self._place_until = 0.0
 
     def run(self) -> None:
-        """Work until the inbox says that it is over."""
-        while (batch := self._inbox.next_batch()) is not None:
-            self._step(batch)
+        """Work until the inbox says that it is over; then release what is left unfinished.
+
+        SystemExit and KeyboardInterrupt of the pipeline end the worker; its requests run again elsewhere.
+        """
+        while self._run_batch():
+            pass
+        for work in self._inbox.held():
+            self._release(work)
+
+    def _run_batch(self) -> bool:
+        """Wait for a batch and run it. A function of its own, so that no batch outlives its step while we wait."""
+        batch = self._inbox.next_batch()
+        if batch is None:
+            return False
+        self._step(batch)
+        return True
 
     def _step(self, batch: list[Work]) -> None:
         self.progress += 1
         began = time.monotonic()
-        results = self._execute(batch)
-        took = time.monotonic() - began
-        answers = []
-        for work in batch:
-            work.execute_s += took
-            answers.append(self._answer(work, results.get(work.context.request_id)))
+        wanted = [work for work in batch if not work.context.cancelled]
+        results = self._execute(wanted) if wanted else {}
+        ended_at = time.monotonic()
+        for work in wanted:
+            work.execute_s += ended_at - began
+        self._place_until = ended_at + self._settings.allocate_timeout_s
+        answers = [self._answer(work, results.get(work.context.request_id)) for work in batch]
         ended = [work for work, (output, _, _) in zip(batch, answers, strict=True) if output.done or output.code]
         for work in ended:
             self._inbox.finish(work)
@@ -84,7 +121,9 @@ class Engine:
             work.started = True
         try:
             results = self._pipeline.execute(batch_inputs(self._task, contexts))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # asyncio's CancelledError is no Exception, and a failed batch all the same
             log.exception("the pipeline raised for a batch of %d", len(batch))
             return dict.fromkeys(contexts, error)
         if not isinstance(results, dict):
@@ -95,19 +134,21 @@ class Engine:
     def _answer(self, work: Work, value: Any) -> Answer:
         """The answer for one request; anything wrong with it is that request's alone."""
         if work.context.cancelled:
-            value = errors.RequestCancelled("cancelled while it ran")
+            value = errors.RequestCancelled(f"cancelled {'while' if work.started else 'before'} it ran")
         elif value is None:
             value = errors.PipelineError("the pipeline's answer has no entry for this request")
-        elif not isinstance(value, Exception | self._output_type):
-            kind, wanted = type(value).__name__, self._output_type.__name__
+        elif not isinstance(value, self._answer_types):
+            kind, wanted = type(value).__name__, self._output_name
             value = errors.PipelineError(f"the pipeline answered a {kind}; task {self._task.value} answers {wanted}")
-        if not isinstance(value, Exception):
-            try:
-                return self._encode(work, value)
-            except Exception as error:
-                log.exception("an output of request %s cannot be sent", work.request_id)
-                value = error
-        return self._error(work, value)
+        if isinstance(value, BaseException):
+            return self._error(work, value)
+        try:
+            return self._encode(work, value)
+        except Exception as error:
+            log.exception("an output of request %s cannot be sent", work.request_id)
+            if isinstance(error, errors.UnsupportedArray):  # of the pipeline's making, not the caller's
+                return self._error(work, errors.PipelineError(f"the pipeline's output cannot be sent: {error.text}"))
+            return self._error(work, error)
 
     def _encode(self, work: Work, value: Any) -> Answer:
         encoded = encode_body(
@@ -117,6 +158,10 @@ class Engine:
             threshold_bytes=self._settings.threshold_bytes,
         )
         self._check_size(encoded)
+        # The pipeline may use its arrays again as soon as we return, and these wait for a socket.
+        for number in range(1, len(encoded.frames)):
+            encoded.frames[number] = bytes(encoded.frames[number])
+            encoded.copies += 1
         work.output_socket_bytes += encoded.socket_bytes
         work.output_shared_bytes += encoded.shared_bytes
         work.output_copies += encoded.copies
@@ -136,21 +181,26 @@ class Engine:
     def _place(self, array: Any, request_id: str) -> tuple[Loan, bool] | None:
         """Into the pool; a full pool sends the array out-of-band instead: slower, not broken."""
         try:
-            return self._pool.publish(array, timeout_s=self._settings.allocate_timeout_s, tag=request_id)
+            timeout_s = max(self._place_until - time.monotonic(), 0.0)
+            return self._pool.publish(array, timeout_s=timeout_s, tag=request_id)
         except errors.PoolExhausted as error:
             log.warning("an output goes through the socket: %s", error)
             return None
 
     def _check_size(self, encoded: Encoded) -> None:
         largest = max(memoryview(frame).nbytes for frame in encoded.frames)
-        if largest > self._settings.max_frame_bytes or len(encoded.frames) > wire.MAX_FRAMES // 2:
+        size, limits = encoded.socket_bytes + ENVELOPE_BYTES, self._limits
+        fits = largest <= limits.max_frame_bytes and size <= limits.max_message_bytes
+        if not fits or len(encoded.frames) > MAX_FRAMES:
             encoded.release()
             raise errors.MessageTooLarge(
-                f"the output has a frame of {largest} bytes, over the limit of {self._settings.max_frame_bytes} "
-                "(max_frame_bytes), and the worker's tensor pool is full",
+                f"the output takes {size} bytes in {len(encoded.frames)} frames, the largest {largest} bytes; limits are "
+                f"{limits.max_message_bytes} (max_message_bytes), {MAX_FRAMES} frames, and {limits.max_frame_bytes} per "
+                "frame (max_frame_bytes). Large arrays go by handle while the worker's tensor pool has room "
+                "(pool_budget_bytes)",
             )
 
-    def _error(self, work: Work, error: Exception) -> Answer:
+    def _error(self, work: Work, error: BaseException) -> Answer:
         code, text = describe(error)
         output = wire.Output(
             request_id=work.request_id,
@@ -175,16 +225,31 @@ class Engine:
         )
 
     def _release(self, work: Work) -> None:
+        if not work.started:
+            return
         try:
             self._pipeline.release(work.context.request_id)
         except Exception:
             log.exception("the pipeline's release of request %s raised", work.request_id)
 
 
-def describe(error: Exception) -> tuple[str, str]:
+def describe(error: BaseException) -> tuple[str, str]:
     """Code and text of what went wrong with a request: ours as they are, others as the pipeline's error."""
     if isinstance(error, errors.TensoryardError):
-        return error.code, error.text[:_MAX_TEXT_CHARS]
+        code = error.code if error.code in errors.BY_CODE else errors.PipelineError.code
+        return code, clean_text(error.text)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return errors.PipelineError.code, f"{type(error).__name__}: {error}{where}"[:_MAX_TEXT_CHARS]
+    return errors.PipelineError.code, clean_text(f"{type(error).__name__}: {_said(error)}{where}")
+
+
+def clean_text(text: object, max_chars: int = MAX_TEXT_CHARS) -> str:
+    """A text that can travel: file names in it may hold bytes that are no text."""
+    return str(text).encode(errors="replace").decode()[:max_chars]
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be made)"

@@ -19,11 +19,12 @@ class Inbox:
         self._changed = threading.Condition()
         self._abandoned = False
 
-    def put(self, work: Work) -> None:
-        """A request has come. In the link's thread."""
+    def put(self, work: Work) -> Work | None:
+        """A request has come; see `Batcher.add`. In one of the link's threads."""
         with self._changed:
-            self._batcher.add(work)
+            replaced = self._batcher.add(work)
             self._changed.notify()
+            return replaced
 
     def cancel(self, request_id: str, attempt: int) -> Work | None:
         """See `Batcher.cancel`."""

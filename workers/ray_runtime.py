@@ -40,7 +40,7 @@ class CoordinatorActor:
     def _run(self, name: str, settings: Settings) -> None:
         """Make the sockets in the thread that uses them, and serve."""
         try:
-            self._coordinator = Coordinator(name=name, settings=settings)
+            self._coordinator = Coordinator(name=name, settings=settings, expects_fleet=True)
         except BaseException as error:
             self._error = error
             return

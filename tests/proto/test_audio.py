@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tensoryard.errors import DecodeError, InvalidRequest
 from tensoryard.proto.audio import (
     MAX_AUDIO_INPUT_CHARS,

@@ -5,14 +5,10 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
-import os
 import pickle
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import tracemalloc
 import weakref
 from collections import OrderedDict
@@ -27,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from tensoryard.errors import (
     ConfigError,
     DecodeError,
@@ -79,17 +76,6 @@ WAYS = ["inline", "out_of_band", "shared"]
 A = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def runtime_folder():
-    """A runtime folder of this module alone, short enough for socket paths."""
-    folder = tempfile.mkdtemp(prefix="ty-")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORYARD_RUNTIME_DIR", folder)
-        patch.delenv("TENSORYARD_HOST", raising=False)
-        yield folder
-    shutil.rmtree(folder)
-
-
 @pytest.fixture(autouse=True)
 def process_memory(monkeypatch):
     """The factories' own pool and reader, new for each test and closed after it."""
@@ -120,14 +106,6 @@ def reader():
 def used(pool):
     gc.collect()
     return pool.statistics().used_blocks
-
-
-def eventually(condition):
-    """Look until a condition holds that another process's end brings about."""
-    give_up = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < give_up
-        os.sched_yield()
 
 
 class Travel:
@@ -1359,7 +1337,7 @@ def test_another_process_reads(pool, child):
     assert child.ask("decode", data) == "StaleHandle"
 
 
-def test_several_processes_read_the_same_message(pool, child):
+def test_several_processes_read_the_same_message(pool, child, eventually):
     """One message has as many readers as want it; its memory lives until the last of them is done, or dead."""
     other = Child()
     try:
@@ -1372,7 +1350,7 @@ def test_several_processes_read_the_same_message(pool, child):
         child.ask("drop")
         assert used(pool) == 1
         other.kill()
-        eventually(lambda: not used(pool))
+        eventually(lambda: not used(pool), "the dead reader's memory comes back")
     finally:
         other.kill()
         for pipe in (other.process.stdin, other.process.stdout):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from tensoryard.errors import ConfigError
 from tensoryard.proto.deployment import MAX_MODEL_CHARS, Deployment
 from tensoryard.proto.pipeline import PipelineTask

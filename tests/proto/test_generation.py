@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tensoryard.errors import DecodeError, InvalidRequest
 from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.context import GenerationStatus

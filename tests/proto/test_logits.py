@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tensoryard.proto.codec import encode_body
 from tensoryard.proto.logits import BatchLogitsProcessor, BatchProcessorInputs, LogitsProcessor, ProcessorInputs
 from tensoryard.proto.sampling import SamplingParams
-from tensoryard.proto.text import TextContext
+from tensoryard.proto.text_context import TextContext
 from tensoryard.proto.tokens import TokenBuffer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from tensoryard.errors import InvalidRequest, PoolExhausted, WrongTask
 from tensoryard.proto.audio import AudioGenerationRequest
 from tensoryard.proto.context import BaseContext, GenerationStatus

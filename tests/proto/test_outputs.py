@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from tensoryard.proto.audio import AudioGenerationInputs, AudioGenerationOutput, AudioGenerationRequest
 from tensoryard.proto.embeddings import EmbeddingsGenerationInputs, EmbeddingsGenerationOutput, EmbeddingsRequest
 from tensoryard.proto.generation import GenerationOutput

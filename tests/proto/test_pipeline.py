@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
+
 from tensoryard.proto.context import BaseContext, GenerationStatus
 from tensoryard.proto.embeddings import EmbeddingsGenerationOutput
 from tensoryard.proto.pipeline import (

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tensoryard.errors import DecodeError, InvalidRequest
 from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.request import DUMMY_REQUEST_ID, MAX_REQUEST_ID_CHARS, Request, RequestID

@@ -6,9 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto.codec import decode_body, encode_body
-from tensoryard.proto.text import TextContext, TextGenerationContext
+from tensoryard.proto.text_context import TextContext
+from tensoryard.proto.text_protocol import TextGenerationContext
 from tensoryard.proto.tokens import TokenBuffer
 from tensoryard.proto.vision import (
     ImageMetadata,

@@ -1,0 +1,221 @@
+"""Where requests become work: reads their bodies, attaches their tensors and builds the contexts for `inbox.py`.
+
+`link.py` hands on what arrives, in the session's thread, which may wait for nothing or the worker falls silent. But
+memory not seen before is asked for at the client that owns it, and a client that is stopped (Ctrl-Z, a debugger) does
+not answer for many seconds. So such requests are read in a thread of their client's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy.typing as npt
+
+from .. import errors
+from ..links import Frames
+from ..proto import wire
+from ..proto.codec import decode_body
+from ..proto.one_shot import OneShotContext, new_context
+from ..proto.outputs import task_types
+from ..proto.pipeline import Pipeline, PipelineTask
+from ..settings import Settings
+from ..shm import Pool, Reader, SharedMemoryArray
+from .batcher import Work
+from .inbox import Inbox
+
+#: A request and one attempt to answer it.
+Key = tuple[str, int]
+#: Passes on why a request is answered without being run. From any thread.
+Reject = Callable[[Key, Exception], None]
+#: Segments remembered as attached; beyond, all are asked for again.
+_MAX_ATTACHED = 4096
+
+
+class _NotAttachedError(Exception):
+    """The request lies in memory that its owner has to be asked for."""
+
+    def __init__(self, pool_name: str) -> None:
+        super().__init__(pool_name)
+        self.pool_name = pool_name
+
+
+class Intake:
+    """Takes requests in; `begin` comes first. All but `begin` and `close` run in the session's thread."""
+
+    def __init__(self, *, inbox: Inbox, pool: Pool, settings: Settings, reject: Reject) -> None:
+        self._inbox = inbox
+        self._pool = pool
+        self._settings = settings
+        self._reject = reject
+        self._reader = Reader()
+        self._pipeline: Pipeline[Any, Any] | None = None
+        self._task = PipelineTask.UNDEFINED
+        self._option_names: frozenset[str] = frozenset()
+        #: Names of segments that have been read from, which takes no question to their owner any more.
+        self._attached: set[str] = set()
+        self._lock = threading.Lock()
+        #: Requests to be read in a thread of their own, by the pool they lie in; each queue has its thread.
+        self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
+        #: Those in the queues and in their threads' hands.
+        self._arriving: set[Key] = set()
+        self._draining = False
+
+    def begin(self, pipeline: Pipeline[Any, Any], task: PipelineTask) -> None:
+        """The pipeline that the requests are for. Before the first request."""
+        self._pipeline = pipeline
+        self._task = task
+        if pipeline.options_type is not None:
+            fields = msgspec.structs.fields(pipeline.options_type)
+            self._option_names = frozenset(field.encode_name for field in fields)
+
+    def take(self, message: wire.Dispatch, body: Frames) -> None:
+        """A request has come; one that cannot be read is rejected alone."""
+        now = time.monotonic()
+        try:
+            work = self._read(message, body, now, self._open_attached)
+        except _NotAttachedError as error:
+            self._queue(error.pool_name, message, body, now)
+        except Exception as error:
+            self._reject((message.request_id, message.attempt), error)
+        else:
+            self._put(work)
+
+    def cancel(self, key: Key) -> None:
+        """Nobody wants this attempt any more: answer at once if it has not begun."""
+        with self._lock:
+            was_arriving = key in self._arriving
+            self._arriving.discard(key)
+        if was_arriving:
+            self._settle()
+        if was_arriving or self._inbox.cancel(*key) is not None:
+            self._reject(key, errors.RequestCancelled("cancelled before it ran"))
+
+    def drain(self) -> None:
+        """Nothing new comes: the inbox is to end once it has everything."""
+        self._draining = True
+        self._settle()
+
+    def held(self) -> list[Key]:
+        """Every request taken in and not finished."""
+        with self._lock:
+            arriving = list(self._arriving)
+        # In this order, so that one which gets from there to here meanwhile is not missed.
+        return list(dict.fromkeys([*arriving, *((work.request_id, work.attempt) for work in self._inbox.held())]))
+
+    def housekeep(self) -> None:
+        """See `Reader.housekeep`."""
+        self._reader.housekeep()
+
+    def close(self) -> None:
+        """Let go of the clients' memory."""
+        self._reader.close()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _read(
+        self,
+        message: wire.Dispatch,
+        body: Frames,
+        arrived: float,
+        resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]],
+    ) -> Work:
+        try:
+            request = decode_body(body, task_types(self._task).request, resolve=resolve)
+        except errors.DecodeError as error:
+            raise errors.InvalidRequest(error.text) from error
+        if request.request_id.value != message.request_id:
+            raise errors.InvalidRequest("the body carries another RequestID than its envelope")
+        work = Work(message.request_id, message.attempt, self._context(request), arrived)
+        work.request_socket_bytes = len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
+        return work
+
+    def _context(self, request: Any) -> OneShotContext:
+        allocate = functools.partial(
+            self._pool.empty,
+            timeout_s=self._settings.allocate_timeout_s,
+            tag=request.request_id.value,
+        )
+        return new_context(request, options=self._options(request.options), allocate=allocate)
+
+    def _options(self, options: dict[str, Any]) -> Any:
+        """The request's options in the pipeline's own type, where it has one; a wrong key or value is named."""
+        assert self._pipeline is not None, "requests come after READY"
+        if self._pipeline.options_type is None:
+            return options
+        unknown = sorted(options.keys() - self._option_names)
+        if unknown:
+            raise errors.InvalidRequest(f"`options`: {unknown[0]!r:.60} is unknown; known are {sorted(self._option_names)}")
+        try:
+            return msgspec.convert(options, self._pipeline.options_type)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise errors.InvalidRequest(f"`options`: {error}") from error
+
+    def _open_attached(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+        if handle.name not in self._attached:
+            raise _NotAttachedError(handle.pool_name)
+        return self._reader.open(handle)
+
+    def _attach(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+        array = self._reader.open(handle)
+        if len(self._attached) >= _MAX_ATTACHED:
+            self._attached.clear()
+        self._attached.add(handle.name)
+        return array
+
+    def _put(self, work: Work) -> None:
+        replaced = self._inbox.put(work)
+        if replaced is not None:
+            key = (replaced.request_id, replaced.attempt)
+            self._reject(key, errors.RequestCancelled("a newer attempt came before it ran"))
+
+    # -- memory not seen before ---------------------------------------------------------------------------------------
+
+    def _queue(self, pool_name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
+        """Leave a request to the thread of its client, which may have to be started."""
+        with self._lock:
+            self._arriving.add((message.request_id, message.attempt))
+            queue = self._queues.get(pool_name)
+            if queue is not None:
+                queue.append((message, body, arrived))
+                return
+            self._queues[pool_name] = deque([(message, body, arrived)])
+        threading.Thread(target=self._work_off, args=(pool_name,), name="tensoryard-intake", daemon=True).start()
+
+    def _work_off(self, pool_name: str) -> None:
+        while True:
+            with self._lock:
+                if not self._queues[pool_name]:
+                    del self._queues[pool_name]
+                    return
+                message, body, arrived = self._queues[pool_name].popleft()
+            if (message.request_id, message.attempt) in self._arriving:
+                self._read_slowly(message, body, arrived)
+
+    def _read_slowly(self, message: wire.Dispatch, body: Frames, arrived: float) -> None:
+        key = (message.request_id, message.attempt)
+        outcome: Work | Exception
+        try:
+            outcome = self._read(message, body, arrived, self._attach)
+        except Exception as error:
+            outcome = error
+        with self._lock:
+            if key not in self._arriving:  # cancelled, and answered, meanwhile
+                return
+            if isinstance(outcome, Work):
+                self._put(outcome)
+            self._arriving.remove(key)
+        if isinstance(outcome, Exception):
+            self._reject(key, outcome)
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._lock:
+            done = self._draining and not self._arriving
+        if done:
+            self._inbox.drain()
