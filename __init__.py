@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
-
 if TYPE_CHECKING:
     from .client import AsyncClient, AsyncReply, Client, CopyLedger, Reply, connect, connect_async
     from .deploy.local import Yard, local
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     )
     from .settings import Settings
     from .shm import SharedMemoryArray
+    from .version import __version__
 
 _HOMES = {
     ".client": ("AsyncClient", "AsyncReply", "Client", "CopyLedger", "Reply", "connect", "connect_async"),
@@ -56,6 +55,7 @@ _HOMES = {
     ),
     ".settings": ("Settings",),
     ".shm": ("SharedMemoryArray",),
+    ".version": ("__version__",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -122,7 +122,7 @@ class Client:
     def empty(self, shape: tuple[int, ...] | int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """A writable array in shared memory: fill it, submit it, and no copy is made.
 
-        May be filled again once the reply is done. Raises PoolExhausted when the pool stays full, NotConnected when this
+        May be filled again once the reply is done. Raises PoolExhausted when the pool stays full, NotConnected when the
         client is closed.
         """
         wanted = (shape,) if isinstance(shape, int) else tuple(shape)

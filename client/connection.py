@@ -230,7 +230,7 @@ class Connection:
     # -- the session's callbacks --------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome: wire.Welcome) -> None:
-        """Known to a coordinator; if not for the first time, it may not know what is under way, nor what was cancelled."""
+        """Known to a coordinator; if not for the first time, it may not know what is under way or was cancelled."""
         again = self._welcome is not None
         self._welcome, self._refusal = welcome, None
         self._changed.set()
@@ -240,6 +240,7 @@ class Connection:
             if entry.cancelled:
                 self._fail(entry, errors.RequestCancelled("cancelled by its client"))
             else:
+                entry.restarting = False
                 self._session.post(entry.message(), frames_of(entry))
         for query in list(self._queries.values()):
             self._session.post(query.message)

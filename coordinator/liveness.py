@@ -13,7 +13,9 @@ from ..links import pid_namespace
 def open_pidfd(pid: int, *, host: str, namespace: str, own_host: str) -> int | None:
     """A descriptor that becomes readable when the process ends; None when it is not one of ours to see.
 
-    None too when there is no descriptor left to see it with: its silence will tell. Raises ProcessLookupError when it has ended already.
+    None too when there is no descriptor left to see it with: its silence will tell.
+
+    Raises ProcessLookupError when it has ended already.
     """
     if pid <= 0 or host != own_host or not namespace or namespace != pid_namespace():
         return None

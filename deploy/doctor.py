@@ -97,9 +97,7 @@ def _line(finding: Finding) -> str:
 
 def _verdict(failed: int, warned: int) -> str:
     if failed:
-        return (
-            f"\n{failed} {'thing needs' if failed == 1 else 'things need'} to be fixed before a cluster can run here."
-        )
+        return f"\n{several(failed, 'thing')} above must be fixed before a cluster can run here."
     if warned:
         return f"\nA cluster can run here; {several(warned, 'thing')} above could be better."
     return "\nA cluster can run here."
@@ -180,9 +178,8 @@ def check_memory() -> Iterator[Finding]:
     available, total = available_memory_bytes(), total_memory_bytes()
     found = f"{size(available)} available of {size(total)}"
     if available < LEAST_MEMORY_BYTES:
-        yield _fail(
-            "memory", found, f"free memory, or raise the container's limit: {size(LEAST_MEMORY_BYTES)} are needed"
-        )
+        fix = f"{size(LEAST_MEMORY_BYTES)} are needed: free some, or raise the container's limit"
+        yield _fail("memory", found, fix)
     elif available < GOOD_MEMORY_BYTES:
         yield _warn("memory", found, f"the demo wants {size(GOOD_MEMORY_BYTES)}; run fewer workers, or free memory")
     else:

@@ -66,7 +66,7 @@ class ZmqHub:
     """The hub's end, bound to one or more addresses."""
 
     def __init__(self, addresses: Sequence[str], *, max_frame_bytes: int, peer_backlog: int) -> None:
-        # Its end also tells that the socket's files are gone, so that a successor's are not taken away.
+        # A context of its own, as at the peer: goodbyes are delivered, and the addresses free, when `close` returns.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)

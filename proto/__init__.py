@@ -3,6 +3,9 @@
 Uses `shm` and does no I/O of its own.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ..shm import SharedMemoryArray
 from .audio import (
     AudioGenerationContextType,
@@ -47,7 +50,6 @@ from .lora import (
     LoRAType,
 )
 from .one_shot import AudioContext, EmbeddingsRequestContext, OneShotContext, PixelContext
-from .open_responses import OpenResponsesRequest
 from .pipeline import (
     InputModality,
     Pipeline,
@@ -91,7 +93,21 @@ from .text_request import (
 )
 from .tokens import LogProbabilities, Range, TokenBuffer, TokenSlice
 from .tool_parsing import ParsedToolCall, ParsedToolCallDelta, ParsedToolResponse, ToolParser
-from .vision import ImageMetadata, TextAndVisionContext, VLMTextGenerationContext
+from .vision import ImageMetadata, TextAndVisionContext, TokenHashOverride, VLMTextGenerationContext
+
+if TYPE_CHECKING:
+    from .open_responses import OpenResponsesRequest
+    from .open_responses_body import OpenResponsesRequestBody
+    from .open_responses_options import ProviderOptions
+    from .open_responses_output import ResponseResource
+
+#: Loaded when first used: their structs take as long to build as all the rest here, and few processes speak HTTP.
+_LAZY = {
+    "OpenResponsesRequest": ".open_responses",
+    "OpenResponsesRequestBody": ".open_responses_body",
+    "ProviderOptions": ".open_responses_options",
+    "ResponseResource": ".open_responses_output",
+}
 
 __all__ = [
     "DUMMY_REQUEST_ID",
@@ -133,6 +149,7 @@ __all__ = [
     "ModelStatus",
     "OneShotContext",
     "OpenResponsesRequest",
+    "OpenResponsesRequestBody",
     "OutputAudioContent",
     "OutputContent",
     "OutputImageContent",
@@ -157,12 +174,14 @@ __all__ = [
     "PixelGenerationInputs",
     "PixelGenerationRequest",
     "ProcessorInputs",
+    "ProviderOptions",
     "Range",
     "ReasoningParser",
     "ReasoningSpan",
     "Request",
     "RequestID",
     "RequestType",
+    "ResponseResource",
     "SamplingParams",
     "SamplingParamsGenerationConfigDefaults",
     "SamplingParamsInput",
@@ -181,6 +200,7 @@ __all__ = [
     "TextGenerationRequestTool",
     "TextGenerationResponseFormat",
     "TokenBuffer",
+    "TokenHashOverride",
     "TokenSlice",
     "TokenizerEncoded",
     "ToolParser",
@@ -194,3 +214,15 @@ __all__ = [
     "msgpack_numpy_oob_decoder",
     "msgpack_numpy_oob_encoder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

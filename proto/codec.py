@@ -155,12 +155,16 @@ def _portable(value: Any, as_extension: Callable[[npt.NDArray[Any]], Any]) -> An
     if isinstance(value, np.ndarray):
         return as_extension(value)
     if isinstance(value, np.generic):
-        is_plain = value.dtype.kind in _PLAIN_KINDS and not isinstance(value, np.longdouble)
-        return value.item() if is_plain else as_extension(np.asarray(value))
+        return value.item() if _is_plain(value) else as_extension(np.asarray(value))
     if hasattr(value, "to_wire") and not isinstance(value, type):
         return value.to_wire()
     kind = type(value).__name__
     raise TypeError(f"a value of type {kind} cannot travel in a message; send numbers, texts, bytes or arrays")
+
+
+def _is_plain(scalar: np.generic) -> bool:
+    is_ours = scalar.dtype.isbuiltin != 2  # 2: of another package, like ml_dtypes
+    return scalar.dtype.kind in _PLAIN_KINDS and is_ours and not isinstance(scalar, np.longdouble)
 
 
 def _wire_dtype(array: npt.NDArray[Any]) -> str:
@@ -344,8 +348,8 @@ def _checked_array(type_: Any, array: Any) -> npt.NDArray[Any]:
 def _is_subdtype(dtype: np.dtype[Any], scalar: type[np.generic]) -> bool:
     if dtype.kind == "m":  # for numpy a time is a signed integer
         return scalar in (np.timedelta64, np.generic)
-    # The extended floats of ml_dtypes are of kind "V", which is why numpy does not count them as floating.
-    return np.issubdtype(dtype, scalar) or (dtype.kind == "V" and issubclass(np.floating, scalar))
+    # numpy does not count the floats of ml_dtypes, of kind "V" or "f", as floating.
+    return np.issubdtype(dtype, scalar) or (dtype.kind in "fV" and issubclass(np.floating, scalar))
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,7 @@
 """Generated media: `GenerationOutput` and the content parts it carries.
 
-Arrays in a content part travel like any other: by shared-memory handle when large.
+Arrays in a content part travel like any other: by shared-memory handle when large. `open_responses_media.py` encodes
+them for people's programs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,18 @@ class OutputImageContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t
         if self.image is not None and self.image.ndim not in (2, 3):
             raise InvalidRequest(f"an image has 2 or 3 dimensions, not {self.image.ndim}")
 
+    @classmethod
+    def from_numpy(
+        cls,
+        array: npt.NDArray[np.uint8],
+        format: str = "png",  # noqa: A002 - the documented name
+        detail: str | None = None,
+    ) -> OutputImageContent:
+        """The pixels encoded, as base64; see `image_from_numpy` of `open_responses_media.py`."""
+        from .open_responses_media import image_from_numpy
+
+        return image_from_numpy(array, format, detail)
+
 
 class OutputVideoContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_video"):
     """Frames of one clip: uint8 `(time, height, width, channels)`, and how many are shown per second."""
@@ -43,6 +56,19 @@ class OutputVideoContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t
     frames_per_second: float | None = None
     format: str | None = None
 
+    @classmethod
+    def from_numpy_frames(
+        cls,
+        frames: npt.NDArray[np.uint8],
+        *,
+        frames_per_second: float | None = None,
+        format: str | None = None,  # noqa: A002 - the documented name
+    ) -> OutputVideoContent:
+        """The frames as they are, checked; InvalidRequest (a ValueError) for an array of another kind."""
+        if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4:
+            raise InvalidRequest("frames are a uint8 array of shape (time, height, width, channels)")
+        return cls(frames=frames, frames_per_second=frames_per_second, format=format)
+
 
 class OutputAudioContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_audio"):
     """Sound: float32 `(channels, samples)` and its sample rate in Hz."""
@@ -50,6 +76,19 @@ class OutputAudioContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t
     samples: npt.NDArray[np.float32]
     sample_rate: int
     format: str | None = None
+
+    @classmethod
+    def from_numpy_samples(
+        cls,
+        samples: npt.NDArray[np.float32],
+        *,
+        sample_rate: int,
+        format: str | None = None,  # noqa: A002 - the documented name
+    ) -> OutputAudioContent:
+        """The samples as they are, checked; InvalidRequest (a ValueError) for an array of another kind."""
+        if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 2:
+            raise InvalidRequest("samples are a float32 array of shape (channels, samples)")
+        return cls(samples=samples, sample_rate=sample_rate, format=format)
 
 
 OutputContent = OutputTextContent | OutputImageContent | OutputVideoContent | OutputAudioContent

@@ -26,11 +26,20 @@ class MessageRole(StrEnum):
 
 
 class MessageStatus(StrEnum):
-    """How far a message, or a response, is."""
+    """How far a message, or a call of a function, is."""
 
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     INCOMPLETE = "incomplete"
+
+
+class ResponseStatus(StrEnum):
+    """How far a response is; FAILED comes with an error."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    INCOMPLETE = "incomplete"
+    FAILED = "failed"
 
 
 class ImageDetail(StrEnum):

@@ -53,6 +53,9 @@ ResponseContent = (
     | ReasoningSummaryContent
 )
 
+#: Most pixels that one request's images may have: a quarter of a gigabyte with an alpha channel.
+MAX_IMAGE_PIXELS = 64 << 20
+
 _PNG_COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 
 
@@ -106,28 +109,49 @@ def _with_pillow(pixels: npt.NDArray[np.uint8], name: str) -> bytes:
     return buffer.getvalue()
 
 
-def video_from_numpy_frames(
-    frames: npt.NDArray[np.uint8],
-    *,
-    frames_per_second: float | None = None,
-    format: str | None = None,  # noqa: A002 - the documented name
-) -> OutputVideoContent:
-    """A video part with raw frames, uint8 `(time, height, width, channels)`; InvalidRequest for another array."""
-    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4:
-        raise InvalidRequest("frames are a uint8 array of shape (time, height, width, channels)")
-    return OutputVideoContent(frames=frames, frames_per_second=frames_per_second, format=format)
+def image_from_bytes(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> npt.NDArray[np.uint8]:
+    """The pixels of an image file, turned as its EXIF data say; needs Pillow.
+
+    uint8 `(height, width)` if it is grey, else `(height, width, channels)` with 3 channels, or 4 with transparency.
+    Raises InvalidRequest (a ValueError) for what is no image, an image of more than `max_pixels`, or without Pillow.
+    """
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise InvalidRequest("encoded images are read by Pillow, which is not installed here") from None
+    try:
+        opened = Image.open(io.BytesIO(data))
+        # Before anything is decoded: a small file may name any size.
+        _require_pixels(opened.size, max_pixels)
+        image = ImageOps.exif_transpose(opened)
+        if image.mode not in ("L", "RGB", "RGBA"):
+            image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        return np.array(image)
+    except InvalidRequest:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidRequest(f"an image cannot be read: {error!s:.100}") from None
 
 
-def audio_from_numpy_samples(
-    samples: npt.NDArray[np.float32],
-    *,
-    sample_rate: int,
-    format: str | None = None,  # noqa: A002 - the documented name
-) -> OutputAudioContent:
-    """An audio part with raw samples, float32 `(channels, samples)` in [-1, 1]; InvalidRequest for another array."""
-    if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 2:
-        raise InvalidRequest("samples are a float32 array of shape (channels, samples)")
-    return OutputAudioContent(samples=samples, sample_rate=sample_rate, format=format)
+def _require_pixels(size: tuple[int, int], most: int) -> None:
+    if size[0] * size[1] > most:
+        raise InvalidRequest(f"an image of {size[0]} x {size[1]} pixels: at most {most} are read")
+
+
+def bytes_of_uri(uri: str) -> bytes:
+    """What a `data:` URI in base64 holds; InvalidRequest (a ValueError) for any other address."""
+    head, comma, data = uri.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise InvalidRequest("media are sent as data:TYPE;base64,... URIs")
+    return bytes_of_base64(data)
+
+
+def bytes_of_base64(data: str) -> bytes:
+    """What a text in base64 stands for; InvalidRequest (a ValueError) when it is none."""
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError:
+        raise InvalidRequest("the data of a medium are not base64") from None
 
 
 def encode_audio(audio: OutputAudioContent) -> EncodedAudioContent:

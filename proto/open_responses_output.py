@@ -1,6 +1,6 @@
-"""The Open Responses answer: one response with one message, whose status says how the generation ended.
+"""The Open Responses answer: a response with what was made, whose status says how it ended.
 
-Made of a `GenerationOutput` (`generation.py`); media parts are encoded before (`open_responses_media.py`).
+`open_responses_convert.py` makes it of the outputs of our tasks; media are encoded before (`open_responses_media.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, to_wire
 from .context import GenerationStatus
 from .generation import (
     GenerationOutput,
@@ -21,8 +21,10 @@ from .generation import (
     OutputVideoContent,
     Usage,
 )
-from .open_responses_enums import MessageStatus
+from .open_responses_enums import MessageStatus, ResponseStatus
 from .open_responses_media import ResponseContent
+from .request import RequestID
+from .tool_parsing import ParsedToolCall
 
 
 class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,14 +41,23 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
         return cls(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, total_tokens=total)
 
 
-class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True):
+class ResponseMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="message"):
     """The answer inside a response."""
 
     id: str
     status: MessageStatus
     content: list[ResponseContent]
-    type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
+
+
+class ResponseFunctionCall(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="function_call"):
+    """A function that the caller is asked to run; `arguments` is JSON text. The result goes by `call_id`."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: MessageStatus = MessageStatus.COMPLETED
 
 
 class IncompleteDetails(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +66,19 @@ class IncompleteDetails(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ResponseError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a response failed: `code` is for programs (`errors.py` lists them), `message` for people."""
+
+    code: str
+    message: str
+
+
 #: How a generation ended, in the API's words.
-_STATUSES: dict[GenerationStatus, tuple[MessageStatus, str | None]] = {
-    GenerationStatus.ACTIVE: (MessageStatus.IN_PROGRESS, None),
-    GenerationStatus.END_OF_SEQUENCE: (MessageStatus.COMPLETED, None),
-    GenerationStatus.MAXIMUM_LENGTH: (MessageStatus.INCOMPLETE, "max_output_tokens"),
-    GenerationStatus.CANCELLED: (MessageStatus.INCOMPLETE, "cancelled"),
+_STATUSES: dict[GenerationStatus, tuple[ResponseStatus, str | None]] = {
+    GenerationStatus.ACTIVE: (ResponseStatus.IN_PROGRESS, None),
+    GenerationStatus.END_OF_SEQUENCE: (ResponseStatus.COMPLETED, None),
+    GenerationStatus.MAXIMUM_LENGTH: (ResponseStatus.INCOMPLETE, "max_output_tokens"),
+    GenerationStatus.CANCELLED: (ResponseStatus.INCOMPLETE, "cancelled"),
 }
 
 
@@ -70,9 +88,10 @@ class ResponseResource(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     created_at: int
     model: str
-    status: MessageStatus
-    output: list[ResponseMessage]
+    status: ResponseStatus
+    output: list[ResponseMessage | ResponseFunctionCall]
     incomplete_details: IncompleteDetails | None = None
+    error: ResponseError | None = None
     usage: ResponseUsage | None = None
     object: Literal["response"] = "response"
 
@@ -83,25 +102,63 @@ class ResponseResource(msgspec.Struct, frozen=True, kw_only=True):
         model: str,
         *,
         content: Sequence[ResponseContent] | None = None,
+        calls: Sequence[ParsedToolCall] = (),
         created_at: int | None = None,
     ) -> ResponseResource:
         """The response for an output, as one assistant message; its status says how the generation ended.
 
-        `content` replaces the output's parts, encoded (`encode_content`). Raises InvalidRequest (a ValueError) when raw
-        pixels, frames or samples remain.
+        `content` replaces the output's parts, encoded (`encode_content`). Each of `calls` follows as an item of its
+        own; without any part there are only those. Raises InvalidRequest (a ValueError) when raw pixels, frames or
+        samples remain.
         """
         status, reason = _STATUSES[out.final_status]
+        part_status = MessageStatus(status.value)
         parts = [_finished(part) for part in (out.output if content is None else content)]
-        message = ResponseMessage(id=f"msg_{out.request_id}_0", status=status, content=parts)
+        items: list[ResponseMessage | ResponseFunctionCall] = [
+            ResponseFunctionCall(
+                id=f"fc_{out.request_id}_{index}",
+                call_id=call.id,
+                name=call.name,
+                arguments=call.arguments,
+                status=part_status,
+            )
+            for index, call in enumerate(calls)
+        ]
+        if parts or not items:
+            items.insert(0, ResponseMessage(id=f"msg_{out.request_id}_0", status=part_status, content=parts))
         return cls(
             id=f"resp_{out.request_id}",
-            created_at=int(time.time()) if created_at is None else created_at,
+            created_at=_now(created_at),
             model=model,
             status=status,
-            output=[message],
+            output=items,
             incomplete_details=None if reason is None else IncompleteDetails(reason=reason),
             usage=None if out.usage is None else ResponseUsage.of(out.usage),
         )
+
+    @classmethod
+    def from_error(
+        cls,
+        request_id: RequestID,
+        model: str,
+        error: BaseException,
+        *,
+        created_at: int | None = None,
+    ) -> ResponseResource:
+        """The response for a request that failed: no output, and the error's code and text."""
+        code, text = to_wire(error)
+        return cls(
+            id=f"resp_{request_id}",
+            created_at=_now(created_at),
+            model=model,
+            status=ResponseStatus.FAILED,
+            output=[],
+            error=ResponseError(code=code, message=text),
+        )
+
+
+def _now(created_at: int | None) -> int:
+    return int(time.time()) if created_at is None else created_at
 
 
 def _finished(part: OutputContent | ResponseContent) -> ResponseContent:

@@ -1,11 +1,12 @@
 """The one table of what goes with a task: its request type in, its output type out, and its batch inputs.
 
-Codec, worker and client all read it here, so that a task is added in one place.
+Codec, worker and client all read it here, so that a task is added in one place. A task whose batches nothing here can
+make has types all the same: its messages can be read, and no worker takes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,6 +18,8 @@ from .generation import GenerationOutput
 from .pipeline import PipelineInputs, PipelineTask
 from .pixels import PixelGenerationInputs, PixelGenerationRequest
 from .request import RequestID
+from .text_output import TextGenerationOutput
+from .text_request import TextGenerationRequest
 
 
 class TaskTypes(NamedTuple):
@@ -27,45 +30,56 @@ class TaskTypes(NamedTuple):
 
 
 _TYPES: dict[PipelineTask, TaskTypes] = {
+    PipelineTask.TEXT_GENERATION: TaskTypes(TextGenerationRequest, TextGenerationOutput),
     PipelineTask.EMBEDDINGS_GENERATION: TaskTypes(EmbeddingsRequest, EmbeddingsGenerationOutput),
     PipelineTask.PIXEL_GENERATION: TaskTypes(PixelGenerationRequest, GenerationOutput),
     PipelineTask.AUDIO_GENERATION: TaskTypes(AudioGenerationRequest, AudioGenerationOutput),
 }
 
+#: The tasks that workers run, and how the batch of each is made.
+_BATCHES: dict[PipelineTask, Callable[[dict[RequestID, Any]], PipelineInputs]] = {
+    PipelineTask.EMBEDDINGS_GENERATION: lambda batch: EmbeddingsGenerationInputs(batches=[batch]),
+    PipelineTask.PIXEL_GENERATION: lambda batch: PixelGenerationInputs(batch=batch),
+    PipelineTask.AUDIO_GENERATION: lambda batch: AudioGenerationInputs(batch=batch),
+}
+
 
 def task_types(task: PipelineTask) -> TaskTypes:
-    """The request and output types of a task; ValueError for a task that is not served."""
+    """The request and output types of a task, served or not; ValueError for a task that has none."""
     try:
         return _TYPES[task]
     except KeyError:
-        raise ValueError(f"task {task.value!r} is not served; served are {served_tasks()}") from None
+        raise ValueError(f"task {task.value!r} has no types; those that do: {_named(_TYPES)}") from None
 
 
 def served_tasks() -> list[str]:
-    """The values of the tasks that have a request type."""
-    return sorted(task.value for task in _TYPES)
+    """The values of the tasks that workers run."""
+    return _named(_BATCHES)
 
 
 def task_of(request: object) -> PipelineTask:
-    """The task that a request asks for; ValueError for an object that is no request."""
+    """The task that a request asks for; ValueError for an object that is no request, or whose task is not served."""
     for task, types in _TYPES.items():
         if isinstance(request, types.request):
+            _require_served(task)
             return task
-    allowed = ", ".join(types.request.__name__ for types in _TYPES.values())
+    allowed = ", ".join(_TYPES[task].request.__name__ for task in _BATCHES)
     raise ValueError(f"a {type(request).__name__} is no request; send one of {allowed}")
 
 
 def batch_inputs(task: PipelineTask, batch: dict[RequestID, Any]) -> PipelineInputs:
-    """The batch in the inputs type of its task."""
-    match task:
-        case PipelineTask.EMBEDDINGS_GENERATION:
-            return EmbeddingsGenerationInputs(batches=[batch])
-        case PipelineTask.PIXEL_GENERATION:
-            return PixelGenerationInputs(batch=batch)
-        case PipelineTask.AUDIO_GENERATION:
-            return AudioGenerationInputs(batch=batch)
-        case _:
-            raise ValueError(f"task {task.value!r} has no one-shot batches; those that do: {served_tasks()}")
+    """The batch in the inputs type of its task; ValueError for a task that is not served."""
+    _require_served(task)
+    return _BATCHES[task](batch)
+
+
+def _require_served(task: PipelineTask) -> None:
+    if task not in _BATCHES:
+        raise ValueError(f"task {task.value!r} is not served; served are {served_tasks()}")
+
+
+def _named(tasks: dict[PipelineTask, Any]) -> list[str]:
+    return sorted(task.value for task in tasks)
 
 
 def merge_outputs(outputs: Sequence[Any]) -> Any:
@@ -75,7 +89,9 @@ def merge_outputs(outputs: Sequence[Any]) -> Any:
     last = outputs[-1]
     if len(outputs) == 1 or not isinstance(last, AudioGenerationOutput):
         return last
-    samples = np.concatenate([output.audio_data for output in outputs], axis=-1)
+    # A chunk without samples, often the last, need not say how many channels there are.
+    chunks = [output.audio_data for output in outputs if output.audio_data.size] or [last.audio_data]
+    samples = np.concatenate(chunks, axis=-1)
     rate = last.metadata.sample_rate
     duration = samples.shape[-1] / rate if rate else None
     metadata = msgspec.structs.replace(last.metadata, chunk_id=None, duration=duration)

@@ -93,7 +93,9 @@ class Loan:
 
 
 class Pool:
-    """Shared memory of one process, with a budget in bytes.
+    """Shared memory of one process, with a budget in bytes. Thread-safe.
+
+    Arrays and loans may be let go of anywhere, in finalizers too; the methods take a lock, and a finalizer may not.
 
     `idle_s`: a segment without a used block goes back to the system after this many seconds.
     `claim_timeout_s`: a published block that no reader claims within this time is reused.

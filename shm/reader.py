@@ -69,9 +69,10 @@ class _Owner:
             return found
         with self._lock:
             self.drop_retired()
-            if number not in self.segments:
-                self.segments[number] = self._attach(number)
-            return self.segments[number]
+            found = self.segments.get(number)
+            if found is None:
+                found = self.segments[number] = self._attach(number)
+            return found
 
     def drop_retired(self) -> None:
         """Unmap what the owner has given back to the system, so that its memory really goes."""

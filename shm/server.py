@@ -71,8 +71,7 @@ class PoolServer:
         self._waiting = False
         self._lock = pool._lock  # noqa: SLF001 - one lock for the pool's books, wherever they lie
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._owner_pid = os.getpid()
-        self._finalizer = weakref.finalize(pool, _end, self._stop, self._path, self._owner_pid)
+        self._finalizer = weakref.finalize(pool, _end, self._stop, self._path)
         self._thread = threading.Thread(target=self._run, name=f"tensoryard-pool-{pool.name[:6]}", daemon=True)
 
     def start(self) -> None:
@@ -214,8 +213,7 @@ def _survived(pool: Pool) -> Iterator[None]:
         time.sleep(_TROUBLE_S)
 
 
-def _end(stop_fd: int, path: Path, owner_pid: int) -> None:
-    """Tell the thread to stop and take the socket's name away."""
-    if os.getpid() == owner_pid:
-        path.unlink(missing_ok=True)
-        os.eventfd_write(stop_fd, 1)
+def _end(stop_fd: int, path: Path) -> None:
+    """Tell the thread to stop and take the socket's name away; at `close`, collection, or the process's end."""
+    path.unlink(missing_ok=True)
+    os.eventfd_write(stop_fd, 1)

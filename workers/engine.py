@@ -125,7 +125,8 @@ class Engine:
             raise
         except BaseException as error:  # asyncio's CancelledError is no Exception, and a failed batch all the same
             log.exception("the pipeline raised for a batch of %d", len(batch))
-            return dict.fromkeys(contexts, error)
+            # Told anew: a stored exception and our frames in its traceback would keep each other, and all arrays, alive.
+            return dict.fromkeys(contexts, errors.from_wire(*describe(error)))
         if not isinstance(results, dict):
             problem = errors.PipelineError(f"the pipeline returned a {type(results).__name__}, not a dict by RequestID")
             return dict.fromkeys(contexts, problem)
@@ -194,14 +195,15 @@ class Engine:
         if not fits or len(encoded.frames) > MAX_FRAMES:
             encoded.release()
             raise errors.MessageTooLarge(
-                f"the output takes {size} bytes in {len(encoded.frames)} frames, the largest {largest} bytes; limits are "
-                f"{limits.max_message_bytes} (max_message_bytes), {MAX_FRAMES} frames, and {limits.max_frame_bytes} per "
-                "frame (max_frame_bytes). Large arrays go by handle while the worker's tensor pool has room "
-                "(pool_budget_bytes)",
+                f"the output takes {size} bytes in {len(encoded.frames)} frames, the largest {largest} bytes; limits "
+                f"are {limits.max_message_bytes} (max_message_bytes), {MAX_FRAMES} frames, and "
+                f"{limits.max_frame_bytes} per frame (max_frame_bytes). Large arrays go by handle while the worker's "
+                "tensor pool has room (pool_budget_bytes)",
             )
 
     def _error(self, work: Work, error: BaseException) -> Answer:
         code, text = describe(error)
+        error.__traceback__ = None  # the pipeline may keep it in a frame that its traceback leads to, with all arrays
         output = wire.Output(
             request_id=work.request_id,
             attempt=work.attempt,

@@ -104,11 +104,17 @@ class Fleet:
         self._drain_s = drain_s
         self._numbers: dict[str, int] = {}
         self._stopping = False
+        self._finished = False
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def deploy(self, deployments: Sequence[Deployment], at: float) -> list[Effect]:
-        """The complete list of what should run. A changed deployment's workers are replaced."""
+        """The complete list of what should run. A changed deployment's workers are replaced.
+
+        A deployment that was given up gets another chance: what it lacked may be there now. Nothing runs after `stop`.
+        """
+        if self._stopping:
+            return []
         wanted = {deployment.name: deployment for deployment in deployments}
         for name, squad in list(self._squads.items()):
             if wanted.get(name) != squad.deployment:
@@ -117,7 +123,9 @@ class Fleet:
                 else:
                     squad.deployment = wanted[name]
         for name, deployment in wanted.items():
-            self._squads.setdefault(name, _Squad(deployment))
+            squad = self._squads.setdefault(name, _Squad(deployment))
+            if squad.unhealthy:
+                squad.unhealthy, squad.failures, squad.retry_at = "", 0, at
         return [self._announce(), *self.tick(at)]
 
     def worker_ready(self, name: str, at: float) -> list[Effect]:
@@ -160,7 +168,7 @@ class Fleet:
         return [*effects, *self.tick(at)]
 
     def stop(self, at: float) -> list[Effect]:
-        """End everything: drain, then, when that takes too long, kill."""
+        """End everything: drain, then, when that takes too long, kill. Again is harmless."""
         self._stopping = True
         self._retired.extend(self._squads.values())
         self._squads.clear()
@@ -175,7 +183,8 @@ class Fleet:
             effects += [effect for member in squad.present for effect in self._dismiss(member, at)]
         effects += self._overdue(at)
         self._retired = [squad for squad in self._retired if squad.members]
-        if self._stopping and not self._retired:
+        if self._stopping and not self._retired and not self._finished:
+            self._finished = True
             effects.append(Finished())
         return effects
 
@@ -185,7 +194,9 @@ class Fleet:
         missing = squad.deployment.replicas - len(squad.present)
         if missing > 0 and not squad.unhealthy and at >= squad.retry_at:
             return [self._launch(squad, at) for _ in range(missing)]
-        surplus = sorted(squad.present, key=lambda member: -member.since)[: max(-missing, 0)]
+        # Those that do not serve yet go first, then the newest.
+        expendable = sorted(squad.present, key=lambda member: (member.state is MemberState.READY, -member.since))
+        surplus = expendable[: max(-missing, 0)]
         return [effect for member in surplus for effect in self._dismiss(member, at)]
 
     def _launch(self, squad: _Squad, at: float) -> Launch:
@@ -211,7 +222,8 @@ class Fleet:
     def _count_death(self, squad: _Squad, lived_s: float, at: float) -> None:
         """Replace the dead at once, unless they keep dying young."""
         squad.quick_deaths = squad.quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
-        squad.retry_at = at + (_delay(squad.quick_deaths - 1) if squad.quick_deaths > 1 else 0.0)
+        if squad.quick_deaths > 1:
+            squad.retry_at = max(squad.retry_at, at + _delay(squad.quick_deaths - 1))
 
     def _overdue(self, at: float) -> list[Effect]:
         effects: list[Effect] = []

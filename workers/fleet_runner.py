@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: Delays and limits are looked at this often.
 _TICK_S = 0.25
+#: How long the fleet's thread may take to end after the last worker.
+_END_S = 10.0
 
 
 class FleetRunner:
@@ -62,17 +64,21 @@ class FleetRunner:
 
     def deploy(self, deployments: Sequence[Deployment]) -> None:
         """Change what should run: the complete list."""
-        self._inbox.put(lambda: self._fleet.deploy(deployments, time.monotonic()))
+        wanted = list(deployments)
+        self._inbox.put(lambda: self._fleet.deploy(wanted, time.monotonic()))
 
     def stop(self) -> None:
         """Drain every worker; `finished` is set when all have ended. Returns at once."""
         self._inbox.put(lambda: self._fleet.stop(time.monotonic()))
 
     def close(self, timeout_s: float | None = None) -> None:
-        """Stop and wait; workers that do not finish in time are killed."""
+        """Stop and wait; workers that do not finish in time are killed. Again is harmless."""
         self.stop()
-        self.finished.wait(timeout_s if timeout_s is not None else self._settings.drain_s + 5)
+        if self._thread.is_alive():
+            self.finished.wait(timeout_s if timeout_s is not None else self._settings.drain_s + 5)
         self._launcher.close()
+        if self._thread.is_alive():  # told by now that the last of them have ended
+            self._thread.join(_END_S)
         self._session.close()
 
     # -- the thread ---------------------------------------------------------------------------------------------------
@@ -84,7 +90,14 @@ class FleetRunner:
             except queue.Empty:
                 effects = self._fleet.tick(time.monotonic())
             for effect in effects:
-                self._perform(effect)
+                self._try(effect)
+
+    def _try(self, effect: Effect) -> None:
+        """Trouble with one worker must not end the care for all."""
+        try:
+            self._perform(effect)
+        except Exception:
+            log.exception("the fleet could not do this: %r", effect)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

@@ -67,12 +67,14 @@ class Intake:
         self._draining = False
 
     def begin(self, pipeline: Pipeline[Any, Any], task: PipelineTask) -> None:
-        """The pipeline that the requests are for. Before the first request."""
+        """The pipeline that the requests are for; ConfigError for an `options_type` that is no msgspec.Struct."""
+        kind = pipeline.options_type
+        if kind is not None:
+            if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
+                raise errors.ConfigError(f"the pipeline's options_type must be a msgspec.Struct type, not {kind!r:.60}")
+            self._option_names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
         self._pipeline = pipeline
         self._task = task
-        if pipeline.options_type is not None:
-            fields = msgspec.structs.fields(pipeline.options_type)
-            self._option_names = frozenset(field.encode_name for field in fields)
 
     def take(self, message: wire.Dispatch, body: Frames) -> None:
         """A request has come; one that cannot be read is rejected alone."""
@@ -125,6 +127,7 @@ class Intake:
         arrived: float,
         resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]],
     ) -> Work:
+        assert self._pipeline is not None, "requests come after READY"
         try:
             request = decode_body(body, task_types(self._task).request, resolve=resolve)
         except errors.DecodeError as error:
@@ -145,14 +148,15 @@ class Intake:
 
     def _options(self, options: dict[str, Any]) -> Any:
         """The request's options in the pipeline's own type, where it has one; a wrong key or value is named."""
-        assert self._pipeline is not None, "requests come after READY"
-        if self._pipeline.options_type is None:
+        kind = self._pipeline.options_type if self._pipeline is not None else None
+        if kind is None:
             return options
         unknown = sorted(options.keys() - self._option_names)
         if unknown:
-            raise errors.InvalidRequest(f"`options`: {unknown[0]!r:.60} is unknown; known are {sorted(self._option_names)}")
+            known = sorted(self._option_names)
+            raise errors.InvalidRequest(f"`options`: {unknown[0]!r:.60} is unknown; known are {known}")
         try:
-            return msgspec.convert(options, self._pipeline.options_type)
+            return msgspec.convert(options, kind)
         except (msgspec.ValidationError, TypeError) as error:
             raise errors.InvalidRequest(f"`options`: {error}") from error
 

@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import operator
 import secrets
 import signal
 import threading
+import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
+from ..errors import ConfigError
 from ..proto import wire
 from ..proto.deployment import Deployment
 from ..proto.pipeline import Pipeline
@@ -21,9 +26,16 @@ from .batcher import Batcher
 from .engine import Engine
 from .factory import build_pipeline
 from .inbox import Inbox
-from .link import EXIT_DRAINED, EXIT_ORPHANED, EXIT_REFUSED, EXIT_START_FAILED, WorkerLink
+from .link import EXIT_DRAINED, EXIT_START_FAILED, WorkerLink
 
 log = logging.getLogger(__name__)
+
+#: What READY can say.
+_MAX_CREDITS = 65536
+_MAX_HANG_LIMIT_S = 1e9
+#: A drained worker waits at most so long for its last results to be claimed, and looks this often.
+_CLAIM_GRACE_S = 5.0
+_CLAIM_POLL_S = 0.01
 
 
 def run_worker(
@@ -37,28 +49,45 @@ def run_worker(
 ) -> int:
     """Serve one deployment at a coordinator, in this thread, until drained.
 
-    SIGTERM and SIGINT drain it, with `signals` and in the main thread. With `life_fd`, the process ends when that pipe
-    does.
+    SIGTERM and SIGINT drain it, with `signals` and in the main thread; a second one ends the process at once. With
+    `life_fd`, the process ends when that pipe does.
     Returns 0 when drained, 3 when the pipeline's factory failed, 4 when the coordinator was lost, 5 when it refused.
     """
     settings = settings or from_environment()
     name = name or f"{deployment.name}-{secrets.token_hex(4)}"
     batcher = Batcher(max_batch_size=1, max_wait_s=deployment.max_wait_ms / 1000)
     inbox = Inbox(batcher)
-    if signals and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: threading.Thread(target=inbox.drain).start())
     with Pool(
         budget_bytes=deployment.pool_budget_bytes or settings.pool_budget_bytes,
         idle_s=settings.pool_idle_s,
         claim_timeout_s=settings.claim_timeout_s,
     ) as pool:
         link = WorkerLink(address=address, name=name, inbox=inbox, pool=pool, settings=settings, life_fd=life_fd)
-        link.start()
-        try:
-            return _serve(link, deployment, batcher, inbox, pool, settings)
-        finally:
-            link.close()
+        with _signals_drain(link, wanted=signals):
+            link.start()
+            try:
+                return _serve(link, deployment, batcher, inbox, pool, settings)
+            finally:
+                link.close()
+
+
+@contextlib.contextmanager
+def _signals_drain(link: WorkerLink, *, wanted: bool) -> Iterator[None]:
+    """While inside, the first SIGTERM or SIGINT drains the worker; each acts as it usually does after that."""
+    possible = threading.current_thread() is threading.main_thread()
+    numbers = [signal.SIGTERM, signal.SIGINT] if wanted and possible else []
+
+    def drain(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        link.drain_soon()
+
+    before = [(number, signal.signal(number, drain)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _serve(
@@ -72,7 +101,8 @@ def _serve(
     try:
         pipeline = build_pipeline(deployment)
         batcher.max_batch_size = _batch_size(pipeline, deployment)
-    except Exception:
+        link.begin(pipeline, deployment.task)
+    except (Exception, SystemExit):
         log.exception("the pipeline of deployment %s cannot start", deployment.name)
         link.start_failed(deployment.name, traceback.format_exc())
         return EXIT_START_FAILED
@@ -82,20 +112,31 @@ def _serve(
         inbox=inbox,
         pool=pool,
         send=link.send,
+        limits=link,
         settings=settings,
         worker=link.name,
     )
-    link.ready(pipeline, _ready(deployment, batcher.max_batch_size), lambda: engine.progress)
+    link.ready(_ready(deployment, batcher.max_batch_size), lambda: engine.progress)
     engine.run()
     if link.refusal is not None:
         log.error("worker %s was refused: %s", link.name, link.refusal)
-        return EXIT_REFUSED
-    return EXIT_ORPHANED if link.orphaned else EXIT_DRAINED
+    if link.exit_code == EXIT_DRAINED:
+        _wait_claimed(pool)
+    return link.exit_code
+
+
+def _wait_claimed(pool: Pool) -> None:
+    """The last results lie in this process's memory, which their readers have to ask it for."""
+    give_up = time.monotonic() + _CLAIM_GRACE_S
+    while pool.statistics().published_blocks and time.monotonic() < give_up:
+        time.sleep(_CLAIM_POLL_S)
 
 
 def _batch_size(pipeline: Pipeline[Any, Any], deployment: Deployment) -> int:
     """The pipeline's own limit, or the deployment's where that is lower."""
-    own = int(pipeline.max_batch_size)
+    own = operator.index(pipeline.max_batch_size)
+    if own < 1:
+        raise ConfigError(f"the pipeline's max_batch_size must be at least 1, not {own}")
     return min(own, deployment.max_batch_size or own)
 
 
@@ -104,8 +145,8 @@ def _ready(deployment: Deployment, max_batch_size: int) -> wire.Ready:
         model=deployment.model,
         task=deployment.task.value,
         deployment=deployment.name,
-        credits=deployment.max_ongoing_requests or 2 * max_batch_size,
-        hang_limit_s=deployment.hang_limit_s,
+        credits=min(deployment.max_ongoing_requests or 2 * max_batch_size, _MAX_CREDITS),
+        hang_limit_s=min(deployment.hang_limit_s, _MAX_HANG_LIMIT_S),
         max_queued=deployment.max_queued,
         max_queued_bytes=deployment.max_queued_bytes,
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto.checked import CheckedStruct
 

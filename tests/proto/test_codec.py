@@ -190,7 +190,7 @@ def filled(dtype, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size_bytes", [24, LARGE, 2 * LARGE])
-def test_every_dtype_travels(travel, dtype, size_bytes):
+def test_w_22_every_dtype_travels(travel, dtype, size_bytes):
     """Each allowed dtype comes back with byte order, shape and content, small and large, by each way."""
     sent = filled(dtype, (2, -(-size_bytes // 2 // np.dtype(dtype).itemsize)))
     assert_same(sent, travel(sent))
@@ -519,7 +519,7 @@ def test_value_classes_travel():
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_a_dict_stays_a_dict(pool, reader, value):
+def test_w_21_a_dict_stays_a_dict(pool, reader, value):
     """A dictionary that looks like another system's handle is a dictionary, wherever a caller puts it."""
     before = used(pool)
     for sent in (value, [value], {"tools": [{"parameters": value}]}):
@@ -529,7 +529,7 @@ def test_a_dict_stays_a_dict(pool, reader, value):
     assert used(pool) == before
 
 
-def test_handles_are_not_made_of_plain_values(pool, reader):
+def test_w_21_handles_are_not_made_of_plain_values(pool, reader):
     """A handle's fields in a list, or a SharedMemoryArray a caller sends as a value, name no memory on arrival."""
     loan = pool.place(A)
     for sent in (list(loan.handle.to_wire()), loan.handle):
@@ -540,7 +540,7 @@ def test_handles_are_not_made_of_plain_values(pool, reader):
     loan.release()
 
 
-def test_bodies_are_readable_with_plain_msgpack(pool, reader):
+def test_w_19_bodies_are_readable_with_plain_msgpack(pool, reader):
     """The msgpack package reads any body: maps of fields, and extension types 1, 2 and 3 that hold arrays."""
     request = EmbeddingsRequest(request_id=RequestID("r"), model="m", input=A)
     expected = {
@@ -562,7 +562,7 @@ def _listed(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def test_bodies_made_with_plain_msgpack_are_read():
+def test_w_19_bodies_made_with_plain_msgpack_are_read():
     """What the msgpack package writes, with its own choice of number sizes, is read all the same."""
     array = msgpack.ExtType(1, msgpack.packb(["<f4", [2, 3], A.tobytes()]))
     body = msgpack.packb({"model": "m", "request_id": "r", "input": array, "options": {"k": 1.5}, "new_field": 1})
@@ -611,7 +611,7 @@ class Loose:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_unsupported_arrays_are_named(pool, value, path):
+def test_w_23_unsupported_arrays_are_named(pool, value, path):
     """Object, structured, masked and itemless arrays are UnsupportedArray, a TypeError, with the path to each."""
     before = used(pool)
     for place in (None, publisher(pool)):
@@ -812,7 +812,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("name", GARBAGE)
 @pytest.mark.parametrize("copy", [False, True])
-def test_garbage_is_a_decode_error(reader, name, copy):
+def test_w_24_garbage_is_a_decode_error(reader, name, copy):
     """Bytes that are no such value are a DecodeError of a short text, whatever is wrong with them."""
     for resolve in (None, reader.open, reader.claim):
         with pytest.raises(DecodeError) as caught:
@@ -827,7 +827,7 @@ def test_garbage_is_a_decode_error(reader, name, copy):
 @pytest.mark.parametrize(
     "name", ["long array", "long map", "long bytes", "huge product", "itemless dtype", "huge buffer"]
 )
-def test_claimed_sizes_are_checked_before_memory_is_taken(name):
+def test_w_25_claimed_sizes_are_checked_before_memory_is_taken(name):
     """A few bytes that claim to be gigabytes cost no memory."""
     body = GARBAGE[name]
     tracemalloc.start()
@@ -893,7 +893,7 @@ def test_wrong_types_per_field(wire, where):
         )
 
 
-def test_unknown_fields_are_ignored():
+def test_w_20_unknown_fields_are_ignored():
     """A field that a newer peer added does not disturb."""
     wire = {"request_id": "r", "model": "m", "prompt": "x", "style": [A]}
     assert decode_body(encode_body(wire).frames, PixelGenerationRequest).prompt == "x"
@@ -926,7 +926,7 @@ def test_unknown_fields_are_ignored():
     ],
     ids=str,
 )
-def test_declared_dtypes_and_dimensions_are_checked(travel, kind, sent, fits):
+def test_w_26_declared_dtypes_and_dimensions_are_checked(travel, kind, sent, fits):
     """An array of another dtype, or number of dimensions, than its annotation says does not arrive."""
     if fits:
         assert_same(sent, travel(sent, kind))
@@ -966,7 +966,7 @@ def test_types_that_never_travel():
 # -- handles ----------------------------------------------------------------------------------------------------------
 
 
-def test_handles_are_refused_where_none_is_expected(pool):
+def test_w_27_handles_are_refused_where_none_is_expected(pool):
     """Without a resolver a handle is a DecodeError: who has no business with shared memory opens none."""
     encoded = encode_body(A, place=publisher(pool), threshold_bytes=1)
     with pytest.raises(DecodeError, match="none is expected"):
@@ -989,7 +989,7 @@ def handle_of(encoded):
     ],
     ids=["beyond the block", "in the header", "beyond the segment", "unaligned", "objects"],
 )
-def test_forged_handles_are_decode_errors(pool, reader, change):
+def test_w_28_forged_handles_are_decode_errors(pool, reader, change):
     """A handle that points where no array can be is a DecodeError like any other nonsense."""
     encoded = encode_body(A, place=publisher(pool), threshold_bytes=1)
     for resolve in (reader.open, reader.claim):
@@ -998,7 +998,7 @@ def test_forged_handles_are_decode_errors(pool, reader, change):
     encoded.release()
 
 
-def test_stale_handles_pass(pool, reader):
+def test_w_29_stale_handles_pass(pool, reader):
     """A handle whose block was given back is StaleHandle, which is retryable, and never another's bytes."""
     encoded = encode_body(A, place=publisher(pool), threshold_bytes=1)
     encoded.release()
@@ -1012,7 +1012,7 @@ def test_stale_handles_pass(pool, reader):
     again.release()
 
 
-def test_memory_that_is_gone_passes():
+def test_w_29_memory_that_is_gone_passes():
     """Handles of a pool that has ended, of another host, or of no pool at all are SegmentGone."""
     reader = Reader()
     pool = Pool(budget_bytes=8 << 20)
@@ -1049,7 +1049,7 @@ def test_other_errors_of_the_resolver_pass(pool):
 # -- views ------------------------------------------------------------------------------------------------------------
 
 
-def test_views_are_read_only_and_copies_are_owned(travel):
+def test_w_32_views_are_read_only_and_copies_are_owned(travel):
     """By default an array cannot be written; with `copy` it can, and owns its memory."""
     encoded = travel.encode({"x": A})
     view = travel.decode(encoded)["x"]

@@ -267,7 +267,7 @@ def test_valid_messages_are_read(messages, reader):
     }
 
 
-def test_mutated_bodies(messages, reader):
+def test_w_33_mutated_bodies(messages, reader):
     """Thousands of damaged bodies, in every type and with real memory behind their handles, end in the family."""
     rng, outcomes = random.Random(SEED), Counter()
     resolvers = [reader.open, reader.claim, reader.claim, None]
@@ -282,7 +282,7 @@ def test_mutated_bodies(messages, reader):
     assert min(outcomes["StaleHandle"], outcomes["SegmentGone"]) > 0, outcomes
 
 
-def test_mutated_envelopes():
+def test_w_33_mutated_envelopes():
     """Thousands of damaged envelopes, for each of the four decoders, are messages or a ProtocolError."""
     rng, outcomes = random.Random(SEED), Counter()
     valid = [[wire.encode(message)] for message in ENVELOPES]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto.eos import MAX_EOS_SEQUENCES, EOSTracker, StopMatch
 from tensoryard.proto.sampling import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS, SamplingParams

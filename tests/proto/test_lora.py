@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto.lora import (
     LORA_REQUEST_ENDPOINT,

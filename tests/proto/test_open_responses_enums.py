@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+
 from tensoryard.proto import open_responses_enums as enums
 
 WORDS = {
     enums.ToolChoiceValueEnum: "none auto required",
     enums.MessageRole: "user assistant system developer",
-    enums.MessageStatus: "in_progress completed incomplete failed",
+    enums.MessageStatus: "in_progress completed incomplete",
+    enums.ResponseStatus: "in_progress completed incomplete failed",
     enums.ImageDetail: "low high auto",
     enums.ReasoningEffortEnum: "none low medium high xhigh max",
     enums.ReasoningSummaryEnum: "concise detailed auto",

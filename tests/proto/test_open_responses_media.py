@@ -21,11 +21,9 @@ from tensoryard.proto.generation import (
 )
 from tensoryard.proto.open_responses_media import (
     EncodedAudioContent,
-    audio_from_numpy_samples,
     encode_audio,
     encode_content,
     image_from_numpy,
-    video_from_numpy_frames,
 )
 
 
@@ -111,14 +109,14 @@ def test_formats_without_pillow(monkeypatch):
 def test_raw_parts():
     """Frames and samples stay raw until they are encoded."""
     frames, samples = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 10), np.float32)
-    video = video_from_numpy_frames(frames, frames_per_second=24.0)
+    video = OutputVideoContent.from_numpy_frames(frames, frames_per_second=24.0)
     assert (video.frames is frames, video.frames_per_second) == (True, 24.0)
-    audio = audio_from_numpy_samples(samples, sample_rate=8000)
+    audio = OutputAudioContent.from_numpy_samples(samples, sample_rate=8000)
     assert (audio.samples is samples, audio.sample_rate) == (True, 8000)
     with pytest.raises(InvalidRequest):
-        video_from_numpy_frames(frames[0])
+        OutputVideoContent.from_numpy_frames(frames[0])
     with pytest.raises(InvalidRequest):
-        audio_from_numpy_samples(samples.astype(np.float64), sample_rate=8000)
+        OutputAudioContent.from_numpy_samples(samples.astype(np.float64), sample_rate=8000)
 
 
 def test_audio_becomes_wav():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto.open_responses_enums import GeneratedMediaResponseFormat
 from tensoryard.proto.open_responses_options import (

@@ -41,6 +41,7 @@ def test_response():
         "model": "m",
         "status": "completed",
         "incomplete_details": None,
+        "error": None,
         "usage": {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
         "output": [
             {

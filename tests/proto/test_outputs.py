@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 
-from tensoryard.proto.audio import AudioGenerationInputs, AudioGenerationOutput, AudioGenerationRequest
+from tensoryard.proto.audio import (
+    AudioGenerationInputs,
+    AudioGenerationMetadata,
+    AudioGenerationOutput,
+    AudioGenerationRequest,
+)
+from tensoryard.proto.context import GenerationStatus
 from tensoryard.proto.embeddings import EmbeddingsGenerationInputs, EmbeddingsGenerationOutput, EmbeddingsRequest
 from tensoryard.proto.generation import GenerationOutput
-from tensoryard.proto.outputs import batch_inputs, served_tasks, task_of, task_types
+from tensoryard.proto.outputs import batch_inputs, merge_outputs, served_tasks, task_of, task_types
 from tensoryard.proto.pipeline import PipelineInputs, PipelineTask
 from tensoryard.proto.pixels import PixelGenerationInputs, PixelGenerationRequest
 from tensoryard.proto.request import Request, RequestID
+from tensoryard.proto.text_output import TextGenerationOutput
+from tensoryard.proto.text_request import TextGenerationRequest
 
 ONE_SHOT = [
     (
@@ -34,6 +43,7 @@ ONE_SHOT = [
     ),
 ]
 UNSERVED = [task for task in PipelineTask if task.value not in served_tasks()]
+UNTYPED = [PipelineTask.SPEECH_TOKEN_GENERATION, PipelineTask.UNDEFINED]
 
 
 @pytest.mark.parametrize(("request_", "task", "output", "_inputs"), ONE_SHOT)
@@ -53,18 +63,26 @@ def test_every_served_task_has_types(task):
     assert isinstance(vars(types.output).get("is_done"), property)
 
 
-@pytest.mark.parametrize("task", UNSERVED, ids=lambda task: task.value)
-def test_tasks_that_are_not_served(task):
+@pytest.mark.parametrize("task", UNTYPED, ids=lambda task: task.value)
+def test_tasks_without_types(task):
     """A task without types is an error that lists those that have them; UNDEFINED is never one."""
     with pytest.raises(ValueError, match=f"{task.value}.*embeddings_generation"):
         task_types(task)
+
+
+@pytest.mark.parametrize("task", UNSERVED, ids=lambda task: task.value)
+def test_tasks_that_are_not_served(task):
+    """No worker takes a task that is not served: it has no batches, and the error lists the tasks that do."""
     with pytest.raises(ValueError, match=f"{task.value}.*embeddings_generation"):
         batch_inputs(task, {})
 
 
-def test_undefined_is_not_served():
-    """The task that means "find out later" is never routed."""
-    assert PipelineTask.UNDEFINED.value not in served_tasks()
+def test_text_has_types_and_is_not_served():
+    """Its messages can be read; a request for it is refused before it is sent, and no deployment may name it."""
+    assert task_types(PipelineTask.TEXT_GENERATION) == (TextGenerationRequest, TextGenerationOutput)
+    assert served_tasks() == ["audio_generation", "embeddings_generation", "pixel_generation"]
+    with pytest.raises(ValueError, match=r"'text_generation' is not served.*pixel_generation"):
+        task_of(TextGenerationRequest(model_name="m", prompt="a"))
 
 
 @pytest.mark.parametrize("value", ["a text", None, {"model": "m"}, EmbeddingsRequest], ids=repr)
@@ -82,3 +100,42 @@ def test_a_batch_in_its_type(_request, task, _output, inputs):
     assert isinstance(made, inputs)
     assert isinstance(made, PipelineInputs)
     assert made.batch == batch
+
+
+def chunk(samples, number, *, last=False):
+    """One chunk of a stream at 4 Hz."""
+    metadata = AudioGenerationMetadata(sample_rate=4, chunk_id=number, duration=len(samples) / 4, final_chunk=last)
+    status = GenerationStatus.END_OF_SEQUENCE if last else GenerationStatus.ACTIVE
+    return AudioGenerationOutput(status, number + 1, np.array(samples, np.float32), metadata=metadata)
+
+
+def test_a_stream_of_audio_merges_into_one():
+    """Chunks are joined in order; status, steps and metadata are the last one's, with the whole duration."""
+    whole = merge_outputs([chunk([1, 2], 0), chunk([3], 1), chunk([4, 5, 6], 2, last=True)])
+    assert whole.audio_data.tolist() == [1, 2, 3, 4, 5, 6]
+    assert whole.audio_data.dtype == np.float32
+    assert (whole.is_done, whole.steps_executed) == (True, 3)
+    assert whole.metadata == AudioGenerationMetadata(sample_rate=4, duration=1.5, final_chunk=True)
+
+
+def test_channels_stay_apart_and_empty_chunks_count_for_nothing():
+    """Chunks of several channels are joined along time, also when one of them, often the last, has no samples."""
+    stereo = [
+        chunk([[1, 2], [5, 6]], 0),
+        chunk([], 1),
+        chunk([[3], [7]], 2),
+        AudioGenerationOutput("end_of_sequence", 4),
+    ]
+    assert merge_outputs(stereo).audio_data.tolist() == [[1, 2, 3], [5, 6, 7]]
+    assert merge_outputs(stereo).metadata.duration is None
+    assert merge_outputs([chunk([], 0), chunk([], 1)]).audio_data.shape == (0,)
+
+
+def test_other_streams_merge_to_their_last():
+    """Of a stream of anything else the last output is the answer, and a single output is itself."""
+    first, last = GenerationOutput.of_images(RequestID("r"), []), GenerationOutput.of_images(RequestID("r"), [])
+    assert merge_outputs([first, last]) is last
+    only = chunk([1], 0, last=True)
+    assert merge_outputs([only]) is only
+    with pytest.raises(ValueError, match="without outputs"):
+        merge_outputs([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from tensoryard.proto.reasoning import ParsedReasoningDelta, ReasoningParser, ReasoningSpan
 
 OPEN, CLOSE = 1, 2

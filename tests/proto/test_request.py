@@ -81,7 +81,7 @@ def test_copies_and_pickles():
 
 
 @given(ids.filter(lambda text: text != DUMMY_REQUEST_ID.value))
-def test_travels_as_its_text(text):
+def test_w_30_travels_as_its_text(text):
     """On the wire an id is its string, alone and as a map key, and comes back as it was."""
     made = RequestID(text)
     frames = encode_body([made, {made: made}]).frames
@@ -90,7 +90,7 @@ def test_travels_as_its_text(text):
 
 
 @pytest.mark.parametrize("value", [None, 5, "", "x" * 129, {"value": "a"}, {}, ["a"], b"a"], ids=repr)
-def test_no_id_arrives(value):
+def test_w_30_no_id_arrives(value):
     """What is no id on the wire is an error; none is made up in its place."""
     with pytest.raises(InvalidRequest):
         RequestID.from_wire(value)
@@ -98,7 +98,7 @@ def test_no_id_arrives(value):
         decode_body(encode_body(value).frames, RequestID)
 
 
-def test_the_dummy_is_the_workers_own():
+def test_w_31_the_dummy_is_the_workers_own():
     """The id of warm-up work has its documented value, and no client can send it."""
     assert DUMMY_REQUEST_ID == RequestID("cuda_graph_dummy")
     with pytest.raises(DecodeError, match="kept for work that a worker gives itself"):

@@ -13,6 +13,7 @@ import random
 import msgspec
 import numpy as np
 import pytest
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto import sampling
 from tensoryard.proto.sampling import (

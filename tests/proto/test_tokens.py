@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto.tokens import MAX_TOKEN_ID, LogProbabilities, Range, TokenBuffer
 

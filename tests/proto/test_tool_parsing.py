@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tensoryard.proto.tool_parsing import (
     ParsedToolCall,
     ParsedToolCallDelta,

@@ -101,7 +101,8 @@ def mapped() -> Callable[[], int]:
 def mapped_bytes(pid: int | str) -> int:
     """Bytes of segments that a process has mapped; lease tables do not count."""
     gc.collect()
-    spans = re.findall(r"^(\w+)-(\w+) .*/memfd:tensoryard \(deleted\)$", Path(f"/proc/{pid}/maps").read_text(), re.M)
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    spans = re.findall(r"^(\w+)-(\w+) .*/memfd:tensoryard \(deleted\)$", maps, re.MULTILINE)
     return sum(int(end, 16) - int(start, 16) for start, end in spans)
 
 
@@ -187,7 +188,9 @@ class Remote:
 
     def tell(self, do: str = "", get: str = "None", **values: Any) -> None:
         """Have code run there, without waiting for it. Handles among the values travel as their fields."""
-        wire = {key: value.to_wire() if isinstance(value, SharedMemoryArray) else value for key, value in values.items()}
+        wire = {
+            key: value.to_wire() if isinstance(value, SharedMemoryArray) else value for key, value in values.items()
+        }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"do": do, "get": get, "values": wire}).encode() + b"\n")
 

@@ -102,7 +102,7 @@ def test_times_in_steps_of_zero_never_become_a_dtype(name):
 
 
 def test_low_precision_floats_travel_by_their_own_names():
-    """bfloat16 and float8 of ml_dtypes travel under their names, where that package is installed; swapped they do not."""
+    """bfloat16 and float8 of ml_dtypes travel under their names if that package is installed; swapped they do not."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
     for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         assert dtype_name(np.dtype(getattr(ml_dtypes, name))) == name

@@ -25,14 +25,20 @@ junk = st.one_of(
     st.lists(st.integers(), max_size=3),
 )
 names = st.one_of(
-    st.just(NAME), st.from_regex(r"[0-9a-f]{16}\.[0-9]{1,20}"), st.text(max_size=30), st.just("../../etc/passwd.1"), junk
+    st.just(NAME),
+    st.from_regex(r"[0-9a-f]{16}\.[0-9]{1,20}"),
+    st.text(max_size=30),
+    st.just("../../etc/passwd.1"),
+    junk,
 )
 shapes = st.one_of(
     st.lists(st.one_of(st.integers(0, 5), st.integers(), junk), max_size=4).map(tuple),
     st.lists(st.sampled_from([0, 1, 2, 1 << 31, 1 << 61, (1 << 62) - 1]), max_size=70).map(tuple),
     junk,
 )
-dtypes = st.one_of(st.sampled_from(["<f4", "|u1", ">i8", "<U9", "|S5", "<M8[ns]", "|O", "<c16"]), st.text(max_size=9), junk)
+dtypes = st.one_of(
+    st.sampled_from(["<f4", "|u1", ">i8", "<U9", "|S5", "<M8[ns]", "|O", "<c16"]), st.text(max_size=9), junk
+)
 counts = st.one_of(st.integers(0, 1 << 20), st.integers(), junk)
 
 
@@ -114,7 +120,7 @@ def test_each_field_is_checked(changed):
 
 
 def test_handles_are_compared_and_hashed_by_value():
-    """Equal fields make equal handles with equal hashes; each field tells handles apart; other things are never equal."""
+    """Equal fields make equal handles and hashes; each field tells handles apart; other things are never equal."""
     handle = SharedMemoryArray(**fields())
     assert handle == SharedMemoryArray(**fields())
     assert len({handle, SharedMemoryArray(**fields())}) == 1

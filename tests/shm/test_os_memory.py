@@ -194,7 +194,7 @@ def test_a_machine_without_memory_is_an_error_before_any_is_taken(monkeypatch):
 
 
 def test_a_failed_mapping_leaves_no_descriptor(monkeypatch):
-    """When the memory cannot be mapped after it was reserved, its descriptor is closed and the error is PoolExhausted."""
+    """Memory that was reserved and cannot be mapped is PoolExhausted, and its descriptor is closed."""
     before = open_descriptors()
 
     def no_mapping(*_args, **_kwargs):
@@ -211,7 +211,9 @@ def test_the_control_groups_limit_counts(monkeypatch, tmp_path):
     """In a limited control group, what is left is the limit less what is used, and the cache of files is not used."""
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\nfile 700000\ninactive_anon 9\ninactive_file 300000\nactive_file 50000\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 5\nfile 700000\ninactive_anon 9\ninactive_file 300000\nactive_file 50000\n"
+    )
     monkeypatch.setattr(os_memory, "_CGROUP", tmp_path)
     assert os_memory.available_memory_bytes() == 450_000
     assert os_memory.total_memory_bytes() == 1_000_000
@@ -277,14 +279,19 @@ os.close(table)
 
 @pytest.mark.parametrize(
     ("limit", "amount", "words"),
-    [("RLIMIT_FSIZE", "1 << 20", "File too large"), ("RLIMIT_NOFILE", "3 + len(os.listdir('/proc/self/fd'))", "Too many")],
+    [
+        ("RLIMIT_FSIZE", "1 << 20", "File too large"),
+        ("RLIMIT_NOFILE", "3 + len(os.listdir('/proc/self/fd'))", "Too many"),
+    ],
 )
 def test_what_the_system_refuses_is_pool_exhausted(spawn, limit, amount, words):
     """A real limit of the process makes PoolExhausted that names reason, budget, use and setting; lifted, all works."""
     remote = spawn()
     remote.do("pool = Pool(budget_bytes=1 << 26); kept = [pool.empty(100)]")
     remote.do(f"old = resource.getrlimit(resource.{limit}); resource.setrlimit(resource.{limit}, ({amount}, old[1]))")
-    with pytest.raises(Exception, match=f"PoolExhausted.*{words}.*budget is 67108864.*in use by.*TENSORYARD_POOL_BUDGET"):
+    with pytest.raises(
+        Exception, match=f"PoolExhausted.*{words}.*budget is 67108864.*in use by.*TENSORYARD_POOL_BUDGET"
+    ):
         remote.do("for _ in range(9): kept.append(pool.empty(5 << 20, 'u1'))")
     remote.do(f"kept.clear(); resource.setrlimit(resource.{limit}, old); pool.check_invariants()")
     remote.do("kept.append(pool.empty(5 << 20, 'u1')); kept.clear(); pool.close()")

@@ -178,7 +178,13 @@ def test_an_array_of_the_pool_is_lent_without_a_copy(pool, reader):
 
 @pytest.mark.parametrize(
     "cut",
-    [lambda a: a[3], lambda a: a[2:5], lambda a: a.reshape(-1)[7:40], lambda a: a.view(np.uint8)[1:2, :8], lambda a: a[-1:]],
+    [
+        lambda a: a[3],
+        lambda a: a[2:5],
+        lambda a: a.reshape(-1)[7:40],
+        lambda a: a.view(np.uint8)[1:2, :8],
+        lambda a: a[-1:],
+    ],
 )
 def test_contiguous_slices_are_lent_in_place(pool, reader, cut):
     """A C-ordered part of an array is lent where it lies, with its own shape and dtype."""
@@ -423,7 +429,14 @@ def test_a_full_budget_is_an_error_that_says_all(make_pool):
     with pytest.raises(PoolExhausted) as caught:
         big(pool, 2)
     text = str(caught.value)
-    for part in (str(2 * MIB), str(5 * MIB), str(4 * MIB), "2 arrays", "pool_budget_bytes", "TENSORYARD_POOL_BUDGET_BYTES"):
+    for part in (
+        str(2 * MIB),
+        str(5 * MIB),
+        str(4 * MIB),
+        "2 arrays",
+        "pool_budget_bytes",
+        "TENSORYARD_POOL_BUDGET_BYTES",
+    ):
         assert part in text
     assert isinstance(caught.value, MemoryError)
     assert caught.value.retryable
@@ -432,7 +445,9 @@ def test_a_full_budget_is_an_error_that_says_all(make_pool):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.sampled_from([1, 2000, 5000, 20_000, 100_000, 600_000, 2 * MIB]), max_size=30), st.integers(0, 12 * MIB))
+@given(
+    st.lists(st.sampled_from([1, 2000, 5000, 20_000, 100_000, 600_000, 2 * MIB]), max_size=30), st.integers(0, 12 * MIB)
+)
 def test_the_budget_is_never_exceeded(sizes, budget):
     """Whatever is asked for, the memory reserved, headers included, stays within the budget."""
     with Pool(budget_bytes=budget) as pool:
@@ -482,10 +497,10 @@ def test_memory_that_the_machine_lacks_is_made_from_idle_segments(pool, monkeypa
 
 
 def test_memory_that_the_machine_lacks_is_waited_for(pool, monkeypatch, in_thread, eventually):
-    """A caller that waits is served when the machine has memory again; one that does not is told how little there is."""
+    """Who waits is served when the machine has memory again; who does not is told how little there is."""
     left = [123]
     monkeypatch.setattr(os_memory, "available_memory_bytes", lambda: left[0])
-    with pytest.raises(PoolExhausted, match="machine has 123 left.*budget is.*TENSORYARD_POOL_BUDGET_BYTES"):
+    with pytest.raises(PoolExhausted, match=r"machine has 123 left.*budget is.*TENSORYARD_POOL_BUDGET_BYTES"):
         big(pool)
     waiting = in_thread(pool.empty, MIB, "u1", timeout_s=60.0)
     eventually(lambda: pool._waiters, "the thread waits")
@@ -688,7 +703,7 @@ def test_a_reader_that_looks_seldom_still_gives_everything_back(make_pool, reade
 
 
 def test_a_reader_gives_retired_segments_back_when_it_maps_another(make_pool, reader):
-    """A reader that is never told to look keeps at most the live segments and those retired since it last mapped one."""
+    """A reader that is never told to look keeps only what was retired since it last mapped a segment."""
     pool = make_pool(idle_s=0.0)
     for _ in range(10):
         loan = pool.place(np.zeros(MIB, "u1"))
@@ -764,7 +779,12 @@ def test_a_closed_pool_gives_nothing_and_counts_nothing(pool, reader):
     loan = pool.lend(array)
     pool.close()
     pool.close()
-    for act in (lambda: pool.empty(5), lambda: pool.place(np.ones(5)), lambda: pool.publish(array), lambda: pool.send(loan)):
+    for act in (
+        lambda: pool.empty(5),
+        lambda: pool.place(np.ones(5)),
+        lambda: pool.publish(array),
+        lambda: pool.send(loan),
+    ):
         with pytest.raises(SegmentGone, match="closed"):
             act()
     assert pool.lend(array) is None
@@ -837,7 +857,13 @@ def test_the_figures_say_who_keeps_what(pool, reader):
     assert (statistics.taken_total, statistics.segments, statistics.segments_created_total) == (3, 2, 2)
     assert statistics.reserved_bytes == sum(segment.mapping.size_bytes for segment in pool._segments.values())
     first, second, third = pool.live_blocks()
-    assert (first.request_id, first.size_bytes, first.holds, first.readers, first.published) == ("r1", 5120, 1, 0, False)
+    assert (first.request_id, first.size_bytes, first.holds, first.readers, first.published) == (
+        "r1",
+        5120,
+        1,
+        0,
+        False,
+    )
     assert (second.request_id, second.holds, second.readers) == ("r2", 1, 1)
     assert (third.request_id, third.holds, third.published) == ("r3", 0, True)
     assert first.age_s >= second.age_s >= third.age_s >= 0

@@ -130,7 +130,7 @@ def test_a_waiter_is_woken_by_a_release_in_another_process(make_pool, reading, i
 
 
 def test_a_stopped_reader_keeps_its_blocks_and_holds_up_nobody(pool, spawn, reader):
-    """A reader under SIGSTOP keeps what it claimed; others are served; when it goes on, its views hold what they held."""
+    """A reader under SIGSTOP keeps what it claimed, others are served, and its views are the same when it goes on."""
     stopped = spawn()
     loan, _ = pool.publish(np.arange(100))
     pool.send(loan)
@@ -243,7 +243,7 @@ def test_a_killed_owners_socket_is_swept(owning, runtime_folder, make_pool):
 
 
 def test_a_stopped_owner_keeps_what_is_mapped_readable(owning, handles, reader, in_thread):
-    """While the owner is under SIGSTOP, mapped memory is read and claimed; what must be asked for waits until it goes on."""
+    """While its owner is under SIGSTOP mapped memory is read and claimed; what must be asked for waits."""
     reader.open(handles["small"])
     owning.stop()
     assert reader.claim(handles["small"]).tolist() == list(range(100))
@@ -278,7 +278,9 @@ def test_an_owner_that_ends_by_itself_leaves_nothing(owning, handles, reader, ru
 def test_a_thread_that_waits_for_memory_does_not_keep_its_process(owning):
     """A process ends in silence though a daemon thread waits for memory and another has a reader."""
     owning.do("pool = Pool(budget_bytes=2 << 20); kept = pool.empty(1 << 20, 'u1')")
-    owning.do("thread = threading.Thread(target=pool.empty, args=(1 << 20, 'u1'), kwargs={'timeout_s': 1e6}, daemon=True)")
+    owning.do(
+        "thread = threading.Thread(target=pool.empty, args=(1 << 20, 'u1'), kwargs={'timeout_s': 1e6}, daemon=True)"
+    )
     owning.do("thread.start()\nwhile not pool._waiters: time.sleep(0.001)")
     owning.finish()
 
@@ -378,7 +380,7 @@ def test_a_forked_child_gives_its_claims_back_at_its_end(pool, reading, eventual
 
 @pytest.mark.parametrize("end", ["os._exit", "sys.exit"])
 def test_a_forked_child_of_an_owner_changes_nothing(owning, handles, reader, runtime_folder, end):
-    """A child that drops its parent's loans and asks its pool for figures leaves the parent's blocks and socket alone."""
+    """A child that drops its parent's loans and uses its pool leaves the parent's blocks and socket alone."""
     code = """
 before = len(os.listdir('/proc/self/fd'))
 small.release()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from tensoryard.errors import PoolExhausted, StaleHandle
-from tensoryard.shm import Reader
 from tensoryard.shm import pool as pool_module
 from tensoryard.shm.leases import GrantedLeases, HeldLeases
 
@@ -82,6 +81,9 @@ def test_a_claim_before_the_generation_vanishes_is_honoured(pool, reader, meanwh
         pool, reader, meanwhile, lambda claim: meanwhile(pool, "_free_unclaimed", claim)
     )
     assert view is not None
+    again = reader.claim(handle_of_view(pool, 128))
+    assert again.tolist() == view.tolist()
+    del again
     used = pool.statistics().used_blocks
     del view
     assert pool.statistics().used_blocks == used - 1
@@ -90,7 +92,9 @@ def test_a_claim_before_the_generation_vanishes_is_honoured(pool, reader, meanwh
 
 def test_a_claim_after_the_generation_vanished_is_stale(pool, reader, meanwhile, monkeypatch):
     """A claim between the withdrawal and the owner's second look is refused, and the block is free."""
-    view, others = claim_during_withdrawal(pool, reader, meanwhile, lambda claim: meanwhile(pool_module, "fence", claim))
+    view, others = claim_during_withdrawal(
+        pool, reader, meanwhile, lambda claim: meanwhile(pool_module, "fence", claim)
+    )
     assert view is None
     del others
     assert pool.statistics().used_blocks == 0
@@ -172,7 +176,7 @@ def test_a_second_claim_while_the_first_is_released_is_honoured(pool, reader, me
 
 
 def test_a_finalizer_may_run_anywhere_in_the_pool(pool, reader):
-    """Loans and claims that end inside the pool's own lock, as the garbage collector may do, neither block nor are lost."""
+    """Loans and claims that end inside the pool's own lock, as garbage collection may do, neither block nor are lost."""
     loans = [pool.place(np.ones(3)) for _ in range(3)]
     views = [reader.claim(loan.handle) for loan in loans]
     with pool._lock:

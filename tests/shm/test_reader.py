@@ -113,7 +113,7 @@ def test_dropping_a_second_view_leaves_the_first(pool, reader):
 
 
 def test_release_lets_go_of_a_result_unread(pool, reader):
-    """A sent block that the reader does not want is free after `release`, and nothing is raised for a stale or lost one."""
+    """A sent block that nobody wants is free after `release`, which raises nothing for a stale or lost one."""
     loan, _ = pool.publish(np.ones(5))
     pool.send(loan)
     assert pool.statistics().used_blocks == 1
@@ -380,7 +380,7 @@ def test_no_answer_means_that_the_pool_is_gone(fake, reader, table, packet):
 def test_a_late_answer_is_passed_over(fake, reader, table, segment):
     """The answer to an earlier question, given up meanwhile, is dropped with its descriptor."""
     before = descriptors()
-    other = OwnedSegment(7, 64 << 10)
+    held = [OwnedSegment(7, 64 << 10)]
     segment.generations[0] = 1
 
     def run():
@@ -388,7 +388,7 @@ def test_a_late_answer_is_passed_over(fake, reader, table, segment):
         with sock:
             socket.send_fds(sock, [messages.WELCOME], [table])
             sock.recv(100)
-            socket.send_fds(sock, [messages.pack(messages.SEGMENT, 7)], [other.fd])
+            socket.send_fds(sock, [messages.pack(messages.SEGMENT, 7)], [held[0].fd])
             sock.send(messages.pack(messages.NO_SEGMENT, 9))
             socket.send_fds(sock, [messages.pack(messages.SEGMENT, 1)], [segment.fd])
             sock.recv(100)
@@ -397,10 +397,11 @@ def test_a_late_answer_is_passed_over(fake, reader, table, segment):
     fake.threads[-1].start()
     view = reader.open(forge(fake.handle, offset=segment.offset_of(0)))
     assert view.tolist() == [0]
-    other.close()
+    held[0].close()
     reader.close()
     fake.threads[-1].join(30)
-    del view, other
+    held.clear()
+    del view
     assert descriptors() == before
 
 
@@ -559,7 +560,7 @@ def test_two_threads_that_want_one_segment_map_it_once(pool, reader, in_thread):
 
 
 def test_an_owner_that_is_frozen_holds_up_no_other(fake, pool, make_pool, reader, in_thread, eventually):
-    """While one thread waits for an owner that does not answer, others read from other owners, and housekeeping runs."""
+    """While one thread waits for an owner that does not answer, others read from other owners and housekeep."""
     fake.listener.listen(5)  # connects, and is never welcomed
     waiting = in_thread(reader.open, fake.handle)
     eventually(lambda: any(o.name == fake.name for o in list(reader_module._owners)), "the thread connects")

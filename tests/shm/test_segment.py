@@ -13,7 +13,9 @@ from tensoryard.shm.os_memory import PAGE_BYTES, attach, create_sealed
 from tensoryard.shm.segment import OwnedSegment, SegmentLayout, segment_bytes
 from tensoryard.shm.size_classes import block_bytes
 
-CLASSES = sorted({block_bytes(size) for size in [1, 1025, 5000, 64 << 10, 100_000, 512 << 10, (512 << 10) + 1, 3 << 20]})
+CLASSES = sorted(
+    {block_bytes(size) for size in [1, 1025, 5000, 64 << 10, 100_000, 512 << 10, (512 << 10) + 1, 3 << 20]}
+)
 NAME = "0123456789abcdef.3"
 
 
@@ -77,7 +79,7 @@ def test_only_the_generation_in_the_header_is_honoured(segment):
 
 
 def test_retirement_is_seen_by_every_reader(segment):
-    """A retired segment says so in its header; its readers see it in their own mapping, and its descriptor is closed."""
+    """A retired segment says so in its header, which its readers have mapped, and its descriptor is closed."""
     layout = SegmentLayout(attach(segment.fd))
     assert not layout.is_retired
     segment.retire()

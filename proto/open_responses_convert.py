@@ -1,0 +1,261 @@
+"""Open Responses requests as requests of ours, and the outputs of our tasks as responses.
+
+The gateway knows a model's task and calls `to_native` and `to_response`. What a body asks for and a task cannot do is
+refused, never dropped. Text requests are `open_responses_text.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidRequest
+from .audio import AudioGenerationOutput, AudioGenerationRequest
+from .generation import (
+    GenerationOutput,
+    OutputAudioContent,
+    OutputContent,
+    OutputImageContent,
+    OutputTextContent,
+    Usage,
+)
+from .open_responses import OpenResponsesRequest
+from .open_responses_body import OpenResponsesRequestBody
+from .open_responses_enums import GeneratedMediaResponseFormat
+from .open_responses_media import (
+    MAX_IMAGE_PIXELS,
+    ResponseContent,
+    bytes_of_uri,
+    encode_content,
+    image_from_bytes,
+)
+from .open_responses_messages import InputImageContent, InputTextContent, ReasoningSummaryContent
+from .open_responses_options import ImageProviderOptions
+from .open_responses_output import ResponseResource
+from .open_responses_text import only_message, require_modality, sampling_params, to_text_request
+from .pipeline import PipelineTask
+from .pixels import PixelGenerationRequest
+from .text_output import TextGenerationOutput
+from .text_request import TextGenerationRequest
+from .tool_parsing import ParsedToolCall
+
+NativeRequest = TextGenerationRequest | PixelGenerationRequest | AudioGenerationRequest
+NativeOutput = TextGenerationOutput | GenerationOutput | AudioGenerationOutput
+
+#: Image options that a `PixelGenerationRequest` has no field for: they become its `options`, where they are not the
+#: default, so that a pipeline which does not know one says so.
+_PIPELINE_IMAGE_OPTIONS = (
+    "secondary_prompt",
+    "secondary_negative_prompt",
+    "true_cfg_scale",
+    "residual_threshold",
+    "strength",
+    "cfg_normalization",
+    "cfg_truncation",
+)
+_PIPELINE_AUDIO_OPTIONS = ("lyrics", "audio_duration", "steps", "guidance_scale")
+
+#: Fields of a body that mean something to text models alone, and those that choose tokens.
+_TEXT_FIELDS = ("logit_bias", "logprobs", "top_logprobs", "tools", "response_format", "reasoning", "verbosity")
+_SAMPLING_FIELDS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "stop", "max_output_tokens")
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+def to_native(request: OpenResponsesRequest, task: PipelineTask) -> NativeRequest:
+    """The request of ours that a body means, for a model of the given task; it keeps the RequestID.
+
+    Raises InvalidRequest (a ValueError) for what the body asks for and the task cannot do, or another task.
+    """
+    try:
+        convert = _CONVERSIONS[task]
+    except KeyError:
+        allowed = ", ".join(task.value for task in _CONVERSIONS)
+        raise InvalidRequest(f"Open Responses serves models of the tasks {allowed}, not {task.value!r}") from None
+    return convert(request)
+
+
+def to_pixel_request(request: OpenResponsesRequest) -> PixelGenerationRequest:
+    """The texts of a user's message as the prompt, its images decoded (Pillow), and the image options."""
+    body = request.body
+    require_modality(body, "image")
+    _refuse(body, *_TEXT_FIELDS, *_SAMPLING_FIELDS)
+    _refuse_options(body, "max", "video", "audio")
+    image = body.provider_options.image or ImageProviderOptions()
+    if image.response_format is not GeneratedMediaResponseFormat.B64_JSON:
+        raise InvalidRequest("images come back inside the JSON: `response_format` of the image options is b64_json")
+    if body.n is not None and image.num_images not in (1, body.n):
+        raise InvalidRequest(f"`n` is {body.n} and `num_images` {image.num_images}: say one of them")
+    prompt, urls = _prompt(body, takes_images=True)
+    return PixelGenerationRequest(
+        request_id=request.request_id,
+        model=body.model,
+        prompt=prompt,
+        images=_images(urls),
+        negative_prompt=image.negative_prompt or "",
+        height=image.height,
+        width=image.width,
+        num_inference_steps=image.steps,
+        guidance_scale=image.guidance_scale,
+        num_images_per_prompt=body.n or image.num_images,
+        seed=body.seed,
+        options=_changed(image, _PIPELINE_IMAGE_OPTIONS),
+    )
+
+
+def to_audio_request(request: OpenResponsesRequest) -> AudioGenerationRequest:
+    """The texts of a user's message as what is to be spoken or sung, and the audio options; in one piece."""
+    body = request.body
+    require_modality(body, "audio")
+    _refuse(body, *_TEXT_FIELDS)
+    _refuse_options(body, "max", "video")
+    if body.n not in (None, 1):
+        raise InvalidRequest("`n` above 1 is not offered for audio")
+    audio = body.provider_options.audio
+    text, _ = _prompt(body, takes_images=False)
+    return AudioGenerationRequest(
+        request_id=request.request_id,
+        model=body.model,
+        input=text,
+        sampling_params=sampling_params(body),
+        streaming=False,
+        options={} if audio is None else _changed(audio, _PIPELINE_AUDIO_OPTIONS),
+    )
+
+
+_CONVERSIONS: dict[PipelineTask, Callable[[OpenResponsesRequest], NativeRequest]] = {
+    PipelineTask.TEXT_GENERATION: to_text_request,
+    PipelineTask.PIXEL_GENERATION: to_pixel_request,
+    PipelineTask.AUDIO_GENERATION: to_audio_request,
+}
+
+
+def _refuse(body: OpenResponsesRequestBody, *names: str) -> None:
+    given = [name for name in names if _asks(getattr(body, name))]
+    if given:
+        raise InvalidRequest(f"the model {body.model!r} makes no text: it takes no {', '.join(given)}")
+
+
+def _asks(value: object) -> bool:
+    """Whether a field asks for something: a number does even when it is 0."""
+    return value is not None and value is not False and value not in ([], {})
+
+
+def _refuse_options(body: OpenResponsesRequestBody, *blocks: str) -> None:
+    given = [block for block in blocks if getattr(body.provider_options, block) is not None]
+    if given:
+        raise InvalidRequest(f"the model {body.model!r} takes no `provider_options` of {', '.join(given)}")
+
+
+def _changed(options: msgspec.Struct, names: Sequence[str]) -> dict[str, Any]:
+    default = type(options)()
+    return {name: value for name in names if (value := getattr(options, name)) != getattr(default, name)}
+
+
+def _prompt(body: OpenResponsesRequestBody, *, takes_images: bool) -> tuple[str, list[str]]:
+    """The texts of a user's message, a line each, and the addresses of its images."""
+    if isinstance(body.input, str):
+        return body.input, []
+    message = only_message(body)
+    if message.role != "user":
+        raise InvalidRequest(f"media are made from a message of the user, not of the {message.role}")
+    parts = [InputTextContent(text=message.content)] if isinstance(message.content, str) else message.content
+    allowed = (InputTextContent, InputImageContent) if takes_images else (InputTextContent,)
+    for part in parts:
+        if not isinstance(part, allowed):
+            raise InvalidRequest(f"the model {body.model!r} takes no {part.type}")
+    texts = [part.text for part in parts if isinstance(part, InputTextContent)]
+    return "\n".join(texts), [part.image_url for part in parts if isinstance(part, InputImageContent)]
+
+
+def _images(urls: Sequence[str]) -> list[npt.NDArray[np.uint8]]:
+    images: list[npt.NDArray[np.uint8]] = []
+    left = MAX_IMAGE_PIXELS
+    for url in urls:
+        images.append(image_from_bytes(bytes_of_uri(url), max_pixels=left))
+        left -= images[-1].shape[0] * images[-1].shape[1]
+    return images
+
+
+# -- responses --------------------------------------------------------------------------------------------------------
+
+
+def to_response(
+    request: OpenResponsesRequest,
+    output: NativeOutput,
+    *,
+    text: str = "",
+    reasoning: str = "",
+    calls: Sequence[ParsedToolCall] = (),
+    input_tokens: int = 0,
+    created_at: int | None = None,
+) -> ResponseResource:
+    """The response for the whole output of a request (of a stream: merged), its media encoded.
+
+    Tokens are not text: for a `TextGenerationOutput` the caller gives what a tokenizer and the parsers made of them,
+    and how many tokens the prompt had. `created_at`: seconds since 1970, None for now.
+
+    Raises InvalidRequest (a ValueError) for media that cannot be encoded here, or the output of another request.
+    """
+    if isinstance(output, TextGenerationOutput):
+        generated = _text_output(output, text, input_tokens)
+    elif isinstance(output, AudioGenerationOutput):
+        generated = _audio_output(request, output)
+    else:
+        generated = output
+    if generated.request_id != request.request_id:
+        raise InvalidRequest(f"the output is of request {generated.request_id}, not of {request.request_id}")
+    image = request.body.provider_options.image or ImageProviderOptions()
+    content: list[ResponseContent] = [encode_content(_in_format(part, image)) for part in generated.output]
+    if reasoning:
+        content.insert(0, ReasoningSummaryContent(text=reasoning))
+    return ResponseResource.from_generation_output(
+        generated,
+        request.body.model,
+        content=content,
+        calls=calls,
+        created_at=created_at,
+    )
+
+
+def to_failed_response(
+    request: OpenResponsesRequest,
+    error: BaseException,
+    *,
+    created_at: int | None = None,
+) -> ResponseResource:
+    """The response for a request that failed: the error's code and text, no output."""
+    return ResponseResource.from_error(request.request_id, request.body.model, error, created_at=created_at)
+
+
+def _text_output(output: TextGenerationOutput, text: str, input_tokens: int) -> GenerationOutput:
+    return GenerationOutput(
+        request_id=output.request_id,
+        final_status=output.final_status,
+        output=[OutputTextContent(text=text)] if text else [],
+        usage=Usage(input_tokens=input_tokens, output_tokens=len(output.tokens)),
+    )
+
+
+def _audio_output(request: OpenResponsesRequest, output: AudioGenerationOutput) -> GenerationOutput:
+    rate = output.metadata.sample_rate
+    if rate is None:
+        raise InvalidRequest("sound without a sample rate cannot be encoded: the pipeline says it in `metadata`")
+    samples = np.atleast_2d(output.audio_data)
+    return GenerationOutput(
+        request_id=output.metadata.request_id or request.request_id,
+        final_status=output.final_status,
+        output=[OutputAudioContent(samples=samples, sample_rate=rate)],
+    )
+
+
+def _in_format(part: OutputContent, image: ImageProviderOptions) -> OutputContent:
+    """Raw pixels that name no format of their own are encoded in the one that was asked for."""
+    if isinstance(part, OutputImageContent) and part.image is not None and part.format is None:
+        return msgspec.structs.replace(part, format=image.output_format)
+    return part

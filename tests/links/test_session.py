@@ -1,0 +1,474 @@
+"""A session keeps its peer known to the coordinator: hello, beats, hello again; and hands over between threads."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tensoryard.errors import ConfigError, Overloaded, VersionMismatch
+from tensoryard.links import Session, pid_namespace
+from tensoryard.proto import wire
+from tensoryard.settings import Settings
+from tensoryard.shm import host_name
+from tensoryard.version import __version__
+
+from ..scripted import CALM, DEADLINE_S, Hub, closing, fresh_address, open_fds
+
+NEVER = Settings(heartbeat_s=1000.0, liveness_s=10_000.0)
+
+
+class Owner:
+    """Records what a session tells it."""
+
+    def __init__(self):
+        self.told = []
+        self.threads = set()
+        self.silences = []
+        self.failure = None
+        self.beat = wire.Heartbeat(progress=7, busy=True)
+        self.react = lambda _message: None
+        self._changed = threading.Condition()
+
+    def _note(self, what):
+        with self._changed:
+            self.told.append(what)
+            self.threads.add(threading.current_thread().name)
+            self._changed.notify_all()
+
+    def on_welcome(self, welcome):
+        self._note(welcome)
+
+    def on_message(self, message, body):
+        self._note((message, [bytes(frame) for frame in body]))
+        self.react(message)
+
+    def on_refused(self, error):
+        self._note(error)
+
+    def on_beat(self, silent_s):
+        with self._changed:
+            self.silences.append(silent_s)
+            self._changed.notify_all()
+        return self.beat
+
+    def on_failure(self, error):
+        self.failure = error
+        self._note("failure")
+
+    def of(self, kind):
+        return [what for what in self.told if isinstance(what, kind)]
+
+    def until(self, condition, what):
+        with self._changed:
+            assert self._changed.wait_for(condition, DEADLINE_S), f"not in time: {what}; told {self.told}"
+
+
+@pytest.fixture
+def owner():
+    return Owner()
+
+
+@pytest.fixture
+def hub():
+    with Hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def make_session(owner):
+    sessions = []
+
+    def make(address, settings=CALM, **fields):
+        fields = {"role": "worker", "name": "w-1", "decoder": wire.TO_WORKER, **fields}
+        sessions.append(Session(address=address, callbacks=owner, settings=settings, **fields))
+        sessions[-1].start()
+        return sessions[-1]
+
+    yield make
+    for session in sessions:
+        session.close()
+        assert not session._thread.is_alive()
+
+
+def test_it_introduces_itself(hub, owner, make_session):
+    """HELLO says version, role, name, host, process and software; the answer reaches the owner."""
+    make_session(hub.address)
+    (hello,) = hub.wait(wire.Hello)
+    assert hello == wire.Hello(
+        version=wire.WIRE_VERSION,
+        role="worker",
+        name="w-1",
+        host=host_name(),
+        pid=os.getpid(),
+        pid_namespace=pid_namespace(),
+        software=f"tensoryard {__version__}",
+    )
+    owner.until(lambda: owner.told, "the welcome")
+    assert owner.told == [hub.welcome()]
+
+
+def test_every_callback_runs_in_its_thread(hub, owner, make_session):
+    """Welcome, messages and refusals come from one thread, named after the role."""
+    make_session(hub.address)
+    hub.wait(wire.Hello)
+    hub.send(wire.Drain(), b"a body")
+    hub.send(wire.Refused(code="overloaded", text="no"))
+    owner.until(lambda: len(owner.told) == 3, "three calls")
+    assert owner.told[1] == (wire.Drain(), [b"a body"])
+    assert owner.threads == {"tensoryard-worker"}
+
+
+def test_a_refusal_is_the_error_it_names(hub, owner, make_session):
+    """REFUSED becomes the class that owns its code."""
+    make_session(hub.address)
+    hub.wait(wire.Hello)
+    hub.send(wire.Refused(code="version_mismatch", text="speak up"))
+    hub.send(wire.Refused(code="overloaded", text="later"))
+    owner.until(lambda: len(owner.told) == 3, "two refusals")
+    assert [type(error) for error in owner.told[1:]] == [VersionMismatch, Overloaded]
+    assert str(owner.told[1]) == "speak up"
+
+
+def test_it_beats(hub, owner, make_session):
+    """Heartbeats go out as the owner words them, while heartbeats of the coordinator go no further."""
+    seen = []
+    hub.script = lambda _hub, _peer, message, _body: seen.append(message)
+    make_session(hub.address, Settings(heartbeat_s=0.02, liveness_s=60.0))
+    hub.wait_beats(5)
+    assert {m for m in seen if isinstance(m, wire.Heartbeat)} == {owner.beat}
+    assert owner.told == [hub.welcome()]
+
+
+def test_posts_from_many_threads_keep_their_order(hub, make_session):
+    """8 threads posting 500 messages each: all arrive, those of one thread in order, bodies with them."""
+    session = make_session(hub.address)
+
+    def post(thread):
+        for number in range(500):
+            session.post(wire.StartFailed(deployment=f"{thread}", text=f"{number}"), [b"%d" % number])
+
+    threads = [threading.Thread(target=post, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    messages = hub.wait(wire.StartFailed, 4000)
+    assert len(messages) == 4000
+    for thread in range(8):
+        assert [m.text for m in messages if m.deployment == f"{thread}"] == [f"{n}" for n in range(500)]
+    assert [body for body in hub.bodies(wire.StartFailed)] == [[message.text.encode()] for message in messages]
+
+
+def test_a_post_does_not_wait_for_a_beat(hub, make_session):
+    """What is posted leaves at once, however rare heartbeats are."""
+    session = make_session(hub.address, NEVER)
+    hub.wait(wire.Hello)
+    session.post(wire.Cancel(request_id="r"))
+    hub.wait(wire.Cancel)
+
+
+def test_close_sends_what_is_queued_and_says_goodbye(hub, make_session):
+    """Everything posted before `close` arrives, then DISCONNECT, last and once; closing again is harmless."""
+    session = make_session(hub.address)
+    for number in range(2000):
+        session.post(wire.Cancel(request_id=f"{number}"))
+    session.close()
+    session.close()
+    hub.wait(wire.Disconnect)
+    assert [message.request_id for message in hub.of(wire.Cancel)] == [f"{number}" for number in range(2000)]
+    assert isinstance(hub.seen[-1][1], wire.Disconnect)
+
+
+def test_it_may_be_closed_from_its_own_thread(hub, owner, make_session):
+    """A callback that closes the session ends it, without waiting for itself."""
+    session = make_session(hub.address)
+    owner.react = lambda _message: session.close()
+    hub.wait(wire.Hello)
+    hub.send(wire.Drain())
+    hub.wait(wire.Disconnect)
+    session._thread.join(DEADLINE_S)
+    assert not session._thread.is_alive()
+    assert owner.failure is None
+
+
+def test_one_that_never_began_can_be_closed(owner):
+    """Closing a session that was not started leaves nothing open."""
+    before = open_fds()
+    session = Session(
+        address=fresh_address(), role="client", name="c", decoder=wire.TO_CLIENT, callbacks=owner, settings=CALM
+    )
+    session.close()
+    session.post(wire.Shutdown())
+    assert open_fds() == before
+
+
+def test_a_late_post_touches_nobody(hub, make_session):
+    """After `close`, a post writes to no descriptor that somebody else was given meanwhile."""
+    session = make_session(hub.address)
+    fd = session._wake_fd
+    session.close()
+    taken = []
+    while fd not in taken:
+        taken.append(os.eventfd(0, os.EFD_NONBLOCK))
+        assert len(taken) < 1000, "the session's descriptor was not given back"
+    try:
+        session.post(wire.Shutdown())
+        for other in taken:
+            with pytest.raises(BlockingIOError):
+                os.eventfd_read(other)
+    finally:
+        for other in taken:
+            os.close(other)
+
+
+def test_sessions_leave_nothing_open(hub, owner):
+    """100 sessions, opened and closed, leave as many descriptors and threads as before."""
+    before = open_fds(), threading.active_count()
+    for number in range(100):
+        session = Session(
+            address=hub.address, role="client", name=f"{number}", decoder=wire.TO_CLIENT, callbacks=owner, settings=CALM
+        )
+        session.start()
+        session.close()
+    assert (open_fds(), threading.active_count()) == before
+
+
+# -- hello again ------------------------------------------------------------------------------------------------------
+
+
+def test_it_says_hello_again_when_told_to(hub, owner, make_session):
+    """REJOIN is answered by HELLO, and the owner hears of the second welcome."""
+    make_session(hub.address)
+    owner.until(lambda: owner.told, "the first welcome")
+    hub.send(wire.Rejoin())
+    hub.wait(wire.Hello, 2)
+    owner.until(lambda: len(owner.of(wire.Welcome)) == 2, "the second welcome")
+
+
+def test_a_hail_of_rejoins_is_one_hello(hub, owner, make_session):
+    """A coordinator that answers 500 messages with REJOIN gets one HELLO; the next REJOIN after its answer, one more."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the first welcome")
+    hub.script = lambda _hub, _peer, message, _body: isinstance(message, wire.Hello)  # answers none
+    for _ in range(500):
+        hub.send(wire.Rejoin())
+    hub.send(wire.Drain())
+    owner.until(lambda: (wire.Drain(), []) in owner.told, "every REJOIN was read")
+    session.post(wire.Cancel(request_id="after all"))
+    hub.wait(wire.Cancel)
+    assert len(hub.of(wire.Hello)) == 2
+    hub.send(hub.welcome())
+    hub.send(wire.Rejoin())
+    hub.wait(wire.Hello, 3)
+
+
+def test_an_unanswered_hello_is_said_again(hub, owner, make_session):
+    """When the answer to HELLO was lost, a REJOIN after a heartbeat's time makes it say HELLO again."""
+    hub.script = lambda hub, _peer, message, _body: (
+        isinstance(message, wire.Heartbeat) and (hub.send(wire.Rejoin()) or True)
+    ) or (isinstance(message, wire.Hello) and len(hub.of(wire.Hello)) < 3)
+    make_session(hub.address, Settings(heartbeat_s=0.02, liveness_s=60.0))
+    hub.wait(wire.Hello, 3)
+    owner.until(lambda: owner.told, "the welcome")
+
+
+def test_it_finds_a_replaced_hub(owner, make_session):
+    """It goes on with a second coordinator at the same address, whose REJOIN brings a HELLO and a new epoch."""
+    address = fresh_address()
+    rejoin = lambda hub, peer, message, _body: (  # noqa: E731
+        isinstance(message, wire.Heartbeat) and not hub.of(wire.Hello) and (hub.send(wire.Rejoin(), to=peer) or True)
+    )
+    with Hub(address) as first:
+        make_session(address)
+        owner.until(lambda: owner.told, "the first welcome")
+        epoch = first.epoch
+    with Hub(address, script=rejoin):
+        owner.until(lambda: len(owner.told) == 2, "the second welcome")
+    assert owner.told[1].epoch != epoch
+
+
+# -- silence ----------------------------------------------------------------------------------------------------------
+
+
+def test_silence_is_measured_and_beats_become_rare(hub, owner, make_session):
+    """While the coordinator is silent its silence grows beat by beat; over `liveness_s`, every fifth beat is left."""
+    session = make_session(hub.address, Settings(heartbeat_s=0.05, liveness_s=0.2))
+    owner.until(lambda: owner.told, "the welcome")
+    hub.silent = True
+    owner.until(lambda: owner.silences[-1] > 0.6, "a long silence")
+    start = max(index for index, silence in enumerate(owner.silences) if silence == 0)
+    grown = owner.silences[start:]
+    steps = [round(after - before, 3) for before, after in zip(grown[1:], grown[2:], strict=False)]
+    assert set(steps) == {0.05, 0.25}
+    assert all(step == (0.25 if silence > 0.2 else 0.05) for silence, step in zip(grown[1:], steps, strict=False))
+    hub.silent = False
+    owner.until(lambda: owner.silences[-1] == 0, "the silence is over")
+    assert session.silent_s < 0.2
+
+
+def test_a_word_ends_the_silence_at_once(hub, owner, make_session):
+    """Any message, not only the next beat, sets the silence back to nothing."""
+    session = make_session(hub.address, Settings(heartbeat_s=0.05, liveness_s=0.1))
+    owner.until(lambda: owner.told, "the welcome")
+    hub.silent = True
+    owner.until(lambda: owner.silences[-1] > 0.3, "a silence")
+    seen = []
+    owner.react = lambda _message: seen.append(session.silent_s)
+    hub.send(wire.Drain())
+    owner.until(lambda: seen, "the message")
+    assert seen == [0.0]
+
+
+_SILENT_CHILD = """
+import sys
+from tensoryard.links import Session
+from tensoryard.proto import wire
+from tensoryard.settings import Settings
+
+class Owner:
+    def on_welcome(self, welcome): pass
+    def on_message(self, message, body): pass
+    def on_refused(self, error): pass
+    def on_failure(self, error): print("failed", flush=True)
+    def on_beat(self, silent_s):
+        print(silent_s, flush=True)
+        return wire.Heartbeat()
+
+session = Session(address=sys.argv[1], role="client", name="c", decoder=wire.TO_CLIENT, callbacks=Owner(),
+                  settings=Settings(heartbeat_s=0.1, liveness_s=0.5))
+session.start()
+sys.stdin.read()
+session.close()
+"""
+
+
+@pytest.mark.process
+def test_a_process_that_was_stopped_does_not_blame_the_coordinator(hub):
+    """A session counts no more silence for a beat than the beat was to last, however long SIGSTOP made it."""
+    command = [sys.executable, "-P", "-c", _SILENT_CHILD, hub.address]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        try:
+            hub.wait_beats(5)
+            for _ in range(3):
+                os.kill(child.pid, signal.SIGSTOP)
+                threading.Event().wait(0.5)  # the time that passes is the test's subject
+                os.kill(child.pid, signal.SIGCONT)
+                hub.wait_beats(5)
+        finally:
+            child.kill()
+            silences = [float(line) for line in child.communicate(timeout=DEADLINE_S)[0].split()]
+    assert len(silences) >= 20
+    steps = [after - before for before, after in zip(silences, silences[1:], strict=False) if before <= 0.5]
+    assert max(steps) < 0.11
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\x00", os.urandom(64), b"\x91\xa3XYZ", b"\x93\xa7WELCOME\x01\x02", b"\xc1", b"\x91" * 5000],
+    ids=["empty", "number", "random", "unknown", "incomplete", "reserved", "deep"],
+)
+def test_a_message_it_cannot_read_is_dropped(hub, owner, make_session, caplog, frame):
+    """Nonsense from the coordinator is logged and left; the session goes on."""
+    make_session(hub.address)
+    owner.until(lambda: owner.told, "the welcome")
+    hub.send_frames(frame)
+    hub.send(wire.Drain())
+    owner.until(lambda: len(owner.told) == 2, "the message after it")
+    assert owner.failure is None
+    assert "was dropped" in caplog.text
+
+
+def test_a_flood_starves_nobody(hub, owner, make_session):
+    """While messages come faster than they are taken, what is posted still leaves, and beats do."""
+    over = threading.Event()
+
+    def flood():
+        hub.wait(wire.Hello)
+        while not over.is_set():
+            if hub._orders.qsize() < 1000:
+                for _ in range(1000):
+                    hub.send(wire.Drain())
+            over.wait(0.001)
+
+    owner.react = lambda _message: time.sleep(0.0002)  # slower than the flood
+    flooding = threading.Thread(target=flood, daemon=True)
+    flooding.start()
+    try:
+        session = make_session(hub.address, Settings(heartbeat_s=0.05, liveness_s=60.0))
+        owner.until(lambda: len(owner.told) > 500, "the flood has begun")
+        session.post(wire.Cancel(request_id="help"))
+        hub.wait(wire.Cancel)
+        hub.wait_beats(3)
+    finally:
+        over.set()
+        flooding.join(DEADLINE_S)
+
+
+def test_a_bug_in_a_callback_ends_it_and_says_so(hub, owner, make_session, caplog):
+    """An exception of the owner's ends the thread, is logged with its traceback, and reaches `on_failure`."""
+
+    def fail(_message):
+        raise ZeroDivisionError("a bug")
+
+    owner.react = fail
+    session = make_session(hub.address)
+    hub.wait(wire.Hello)
+    hub.send(wire.Drain())
+    owner.until(lambda: owner.failure is not None, "the failure")
+    session._thread.join(DEADLINE_S)
+    assert not session._thread.is_alive()
+    assert isinstance(owner.failure, ZeroDivisionError)
+    assert "Traceback" in caplog.text
+    session.post(wire.Shutdown())  # harmless
+
+
+def test_an_address_that_is_none_is_a_config_error(owner, make_session, caplog):
+    """A wrong address reaches `on_failure` as ConfigError; it is no bug, and shows no traceback."""
+    make_session("garbage")
+    owner.until(lambda: owner.failure is not None, "the failure")
+    assert isinstance(owner.failure, ConfigError)
+    assert "garbage" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_it_watches_other_descriptors(hub, owner, make_session):
+    """A descriptor given to watch has its function called, in the session's thread, when it becomes readable."""
+    called = threading.Event()
+    read, write = os.pipe()
+    try:
+        make_session(hub.address, NEVER, watch={read: lambda: (os.read(read, 1), called.set())})
+        os.write(write, b"x")
+        assert called.wait(DEADLINE_S)
+        assert owner.failure is None
+    finally:
+        os.close(write)
+        os.close(read)
+
+
+def test_hello_does_not_depend_on_the_age_of_the_machine(hub, make_session, monkeypatch):
+    """A machine that has just been started, whose clock is near nothing, says HELLO too."""
+    boot = time.monotonic()
+    clock = time.monotonic
+    monkeypatch.setattr("tensoryard.links.session.time.monotonic", lambda: clock() - boot)
+    make_session(hub.address, NEVER)
+    hub.wait(wire.Hello)
+
+
+def test_the_log_is_quiet_when_all_is_well(hub, owner, make_session, caplog):
+    """Opening, working and closing log nothing."""
+    with caplog.at_level(logging.INFO):
+        session = make_session(hub.address)
+        owner.until(lambda: owner.told, "the welcome")
+        session.close()
+    assert not [record for record in caplog.records if record.name.startswith("tensoryard")]
+    assert math.isfinite(session.silent_s)
