@@ -527,11 +527,12 @@ class Router:
         if request.losses < MAX_ATTEMPTS:
             self._enqueue(request)
             return
+        deployment = self.models[request.model].deployment
         self._finish_with_error(
             request,
             errors.PoisonRequest.code,
-            f"{request.losses} workers of model {request.model!r} were lost while they ran this request "
-            f"(the last: {text}); look at that deployment's logs before sending it again",
+            f"{request.losses} workers of deployment {deployment!r} were lost while they ran this request "
+            f"(the last: {text}); look at its logs before sending the request again",
         )
 
     def _on_drain(self, event: ev.DrainAsked) -> None:
@@ -585,7 +586,11 @@ class Router:
         """Requests must not wait for ever for a model that no worker serves and none is going to."""
         if model.workers:
             return
-        if not model.expected:
+        if not self.accepting:
+            text = f"the cluster is shutting down, and no worker of model {model.name!r} is left"
+            self._fail_waiting(model, errors.ShuttingDown.code, text)
+            del self.models[model.name]
+        elif not model.expected:
             text = f"no worker of model {model.name!r} is left and none is expected"
             self._fail_waiting(model, errors.WorkerLost.code, text)
             del self.models[model.name]
@@ -598,6 +603,8 @@ class Router:
 
     def _on_shutdown(self, _event: ev.ShutdownAsked) -> None:
         self.accepting = False
+        for model in list(self.models.values()):
+            self._fail_if_abandoned(model)
 
     # -- small things -------------------------------------------------------------------------------------------------
 

@@ -340,7 +340,7 @@ _DOCSTRING = re.compile(r'\A(?:\s*#[^\n]*\n|\s*\n)*\s*[rRuU]?("""|\'\'\'|")(?P<t
 
 
 #: Lines that only underline a heading.
-_UNDERLINE = re.compile(r"^[-=~*]{3,}$", re.MULTILINE)
+_UNDERLINE = re.compile(r"^\s*[-=~*]{3,}\s*$", re.MULTILINE)
 
 
 def documents() -> list[Document]:

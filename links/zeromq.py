@@ -71,6 +71,8 @@ class ZmqHub:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
+        # Of what a peer sent, at most 1,000 messages (ZeroMQ's own RCVHWM) wait here; the rest waits at the peer. Of one
+        # that leaves while more wait, ZeroMQ loses the rest.
         self._socket.set(zmq.SNDHWM, peer_backlog)
         # ROUTER looks at a peer's high-water mark once per message, when it reads the identity frame, so refusing at
         # once cannot take a part of a message and drop the rest.

@@ -49,17 +49,15 @@ class InputVideoContent(CheckedStruct, frozen=True, kw_only=True):
     video_url: str
 
 
-class RefusalContent(CheckedStruct, frozen=True, kw_only=True):
+class RefusalContent(CheckedStruct, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
     """Why the model will not answer."""
 
-    type: Literal["refusal"] = "refusal"
     refusal: str
 
 
-class ReasoningSummaryContent(CheckedStruct, frozen=True, kw_only=True):
+class ReasoningSummaryContent(CheckedStruct, frozen=True, kw_only=True, tag_field="type", tag="reasoning_summary"):
     """The model's thinking, summed up."""
 
-    type: Literal["reasoning_summary"] = "reasoning_summary"
     text: str
 
 

@@ -50,12 +50,20 @@ class ParsedReasoningDelta:
     `is_still_reasoning`: whether the next chunk begins inside reasoning. `reasoning_text_formatter`: applied to the
     decoded reasoning; may return None to drop it. `more_spans`: further spans of the same chunk, behind `span` and in
     order, for models that think more than once. Raises ValueError when spans overlap.
+
+    A delimiter of several tokens may be cut between chunks. `withheld`: how many of the last tokens up to the end of
+    this chunk could begin one; as long as that is open they count as delimiter, so they are in a span and in no text.
+    `restored`: the ids of tokens withheld from earlier chunks that turned out to begin none; they stand before this
+    chunk, and are reasoning if the chunk began inside reasoning, else content. Both stay empty where delimiters are
+    single tokens.
     """
 
     span: ReasoningSpan
     is_still_reasoning: bool
     reasoning_text_formatter: Callable[[str], str | None] | None = None
     more_spans: tuple[ReasoningSpan, ...] = ()
+    restored: tuple[int, ...] = ()
+    withheld: int = 0
 
     def __post_init__(self) -> None:
         for before, after in zip(self.spans, self.more_spans, strict=False):
@@ -118,6 +126,10 @@ class ReasoningParser(ABC):
     def will_reason_after_prompt(self, prompt_token_ids: Sequence[int]) -> bool:
         """Whether the answer to this prompt begins inside reasoning; asked once."""
         return self.stream(prompt_token_ids).is_still_reasoning
+
+    def flush(self) -> tuple[int, ...]:
+        """At the end of the stream: the ids still withheld; reasoning if the stream ended inside it, else content."""
+        return ()
 
     def reset(self) -> None:  # noqa: B027 - one without state has nothing to forget
         """Forget the stream so far. A parser with state assigns it anew here, so that copies share none."""

@@ -91,6 +91,7 @@ def collect_deltas(deltas: Iterable[ParsedToolCallDelta]) -> ParsedToolResponse:
     """
     content: list[str] = []
     calls: dict[int, ParsedToolCall] = {}
+    arguments: dict[int, list[str]] = {}  # joined at the end: adding to a string each time would be quadratic
     for delta in deltas:
         if delta.content:
             content.append(delta.content)
@@ -99,8 +100,9 @@ def collect_deltas(deltas: Iterable[ParsedToolCallDelta]) -> ParsedToolResponse:
         call = calls.setdefault(delta.index, ParsedToolCall("", "", ""))
         call.id = delta.id or call.id
         call.name = delta.name or call.name
-        call.arguments += delta.arguments or ""
+        arguments.setdefault(delta.index, []).append(delta.arguments or "")
     for index, call in calls.items():
+        call.arguments = "".join(arguments[index])
         if not call.id or not call.name:
             raise ValueError(f"tool call {index} has arguments but never got its id and name")
     return ParsedToolResponse("".join(content) or None, [calls[index] for index in sorted(calls)])

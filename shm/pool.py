@@ -406,11 +406,9 @@ class Pool:
         return SharedMemoryArray(name, array.shape, dtype_name(array.dtype), offset, block.generation, self.host)
 
     def reader_gone(self, reader: int, leases: GrantedLeases) -> None:
-        """A reader's connection ended: its claims are over, seen or not. Called by the server."""
-        with self._lock:
-            leases.enter_changes(self._blocks, reader)
-            self._blocks.forget_reader(reader)
-        self.wake()
+        """A reader's connection ended: its claims are over, seen or not. Called by the server, under the lock."""
+        leases.enter_changes(self._blocks, reader)
+        self._blocks.forget_reader(reader)
 
     def reader_copied(self, generation: int) -> None:
         """A reader came for a block and took a copy instead of a claim. Called by the server."""

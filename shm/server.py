@@ -46,12 +46,16 @@ class _ReaderConnection:
     def __init__(self, key: int, sock: socket.socket) -> None:
         self.key = key
         self.sock = sock
-        fd, mapping = create_table(TABLE_BYTES)
+        self._table_fd, mapping = create_table(TABLE_BYTES)
         self.leases = GrantedLeases(mapping)
+
+    def welcome(self) -> None:
+        """Hand the table over; from here on the reader may claim, so the owner reads the table already."""
         try:
-            socket.send_fds(sock, [messages.WELCOME], [fd], socket.MSG_NOSIGNAL)
+            with contextlib.suppress(ConnectionError):  # gone again: its end of file comes next
+                socket.send_fds(self.sock, [messages.WELCOME], [self._table_fd], socket.MSG_NOSIGNAL)
         finally:
-            os.close(fd)
+            os.close(self._table_fd)
 
 
 class PoolServer:
@@ -146,9 +150,6 @@ class PoolServer:
             return
         try:
             reader = _ReaderConnection(next(self._keys), sock)
-        except ConnectionError:  # gone again
-            sock.close()
-            return
         except BaseException:
             sock.close()
             raise
@@ -156,6 +157,7 @@ class PoolServer:
             reader.leases.set_waiting(self._waiting)
             self._readers[reader.key] = reader
         selector.register(sock, selectors.EVENT_READ, reader)
+        reader.welcome()
 
     def _answer(self, pool: Pool, selector: selectors.BaseSelector, fileobj: object) -> None:
         reader: _ReaderConnection = selector.get_key(fileobj).data  # type: ignore[arg-type]
@@ -189,10 +191,11 @@ class PoolServer:
             os.close(fd)
 
     def _drop(self, pool: Pool, reader: _ReaderConnection) -> None:
-        with self._lock:
+        with self._lock:  # at once: a reader that is not counted claims nothing
             self._readers.pop(reader.key, None)
+            pool.reader_gone(reader.key, reader.leases)
         reader.sock.close()
-        pool.reader_gone(reader.key, reader.leases)
+        pool.wake()
 
     def _close_sockets(self) -> None:
         self._listener.close()

@@ -180,13 +180,21 @@ class Answer(Source):
         """The call announced last is whole."""
         self._open = None
 
+    def release_line_end(self) -> None:
+        """Of the marker held, the line end before it is ordinary text."""
+        assert self.held is not None
+        self.content("\n")
+        self.hold(self.held[0][1:])
+
     def fail(self, problem: object) -> None:
         """The call being read cannot be read whole."""
         which = f"the call of {self._open!r}" if self._open else f"call number {self.calls + 1}"
         self.failure = self.failure or f"{which} cannot be read whole: {problem}"
         self._open = None
 
-    def until(self, markers: Markers[str], sink: Sink, *, first: Markers[str] | None = None, gap: str = "") -> Reading[str]:
+    def until(
+        self, markers: Markers[str], sink: Sink, *, first: Markers[str] | None = None, gap: str = ""
+    ) -> Reading[str]:
         """Take text up to one of `markers`, and return that marker; "" when the text ends without one.
 
         The text before goes to `sink`, except what could begin a marker, which waits for the next characters. As long

@@ -1,14 +1,13 @@
 """What all tool parsers share: streaming, ids, and what becomes of text that only looked like a call.
 
-A format names its markers and reads one section of calls (`_section`); whole answers and pieces go through the same
-code, so that they cannot disagree.
+Whole answers and pieces go through the same grammar (`_read`), so that they cannot disagree.
 """
 
 from __future__ import annotations
 
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from ..tool_parsing import ParsedToolCallDelta, ParsedToolResponse, ToolParser, collect_deltas
@@ -35,34 +34,21 @@ class StreamingToolParser(ToolParser):
       between calls, or behind the last, belongs to the format.
     """
 
-    #: Markers that begin a section of calls in the midst of text.
-    openers: ClassVar[tuple[str, ...]]
-    #: The same directly behind a call; None: `openers`.
-    next_openers: ClassVar[tuple[str, ...] | None] = None
-    #: Markers that may stand behind a call and belong to it.
-    closers: ClassVar[tuple[str, ...]] = ()
-    #: Openers that are ordinary text unless a call follows.
-    unmarked: ClassVar[frozenset[str]] = frozenset()
-    #: Characters that may stand between a call and what follows.
-    gap: ClassVar[str] = SPACES
-    #: Makes the id of a call that the model gave none.
-    new_id: ClassVar[Callable[[], str]] = staticmethod(new_call_id)
-
-    _openers: ClassVar[Markers[str]]
-    _behind: ClassVar[Markers[str]]
-    _rescue: ClassVar[Markers[str]]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        following = cls.openers if cls.next_openers is None else cls.next_openers
-        cls._openers = Markers(cls.openers)
-        cls._behind = Markers((*following, *cls.closers))
-        cls._rescue = Markers((*cls.openers, *cls.closers))
+    #: The stream under way.
+    _answer: Answer
+    _pump: Pump
+    #: `flush` was called, so that the next piece begins a new stream.
+    _finished: bool
 
     def __init__(self, *, make_id: Callable[[], str] | None = None) -> None:
         self._make_id = make_id or self.new_id
         self._schemas: dict[str, dict[str, Any]] = {}
         self.reset()
+
+    @staticmethod
+    def new_id() -> str:
+        """An id for a call that the model gave none."""
+        return new_call_id()
 
     @property
     def problem(self) -> str | None:
@@ -114,15 +100,48 @@ class StreamingToolParser(ToolParser):
         self._schemas = dict(schemas)
 
     @abstractmethod
+    def _read(self, answer: Answer) -> Reading[None]:
+        """The grammar of a whole answer. It takes all text, and lets no Malformed out."""
+
+
+class SectionToolParser(StreamingToolParser):
+    """A format in which text and sections of calls take turns; a section begins with a marker."""
+
+    #: Markers that begin a section in the midst of text.
+    openers: ClassVar[tuple[str, ...]]
+    #: The same directly behind a call; None: `openers`.
+    next_openers: ClassVar[tuple[str, ...] | None] = None
+    #: Markers that may stand behind a call and belong to it.
+    closers: ClassVar[tuple[str, ...]] = ()
+    #: Openers that are ordinary text unless a call follows.
+    unmarked: ClassVar[frozenset[str]] = frozenset()
+    #: Characters that may stand between a call and what follows.
+    gap: ClassVar[str] = SPACES
+
+    _openers: ClassVar[Markers[str]]
+    #: What is looked for directly behind a call.
+    _behind: ClassVar[Markers[str]]
+    #: What ends the rest of a call that went wrong.
+    _rescue: ClassVar[Markers[str]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "openers"):
+            return  # a base of several formats
+        following = cls.openers if cls.next_openers is None else cls.next_openers
+        cls._openers = Markers(cls.openers)
+        cls._behind = Markers((*following, *cls.closers))
+        cls._rescue = Markers((*cls.openers, *cls.closers))
+
+    @abstractmethod
     def _section(self, answer: Answer, opener: str) -> Reading[None]:
-        """Read the call or calls behind `opener`, which is held; Malformed when there is none or it breaks off."""
+        """Read the call or calls behind `opener`, which is held; Malformed when there is none or one breaks off."""
 
     def _first(self, answer: Answer) -> Reading[str]:
         """The first opener of an answer."""
         return (yield from answer.until(self._openers, answer.content))
 
-    def _read(self, answer: Answer) -> Iterator[None]:
-        """The grammar of a whole answer: text and sections of calls in turn."""
+    def _read(self, answer: Answer) -> Reading[None]:
         opener = yield from self._first(answer)
         while opener:
             begun = answer.calls

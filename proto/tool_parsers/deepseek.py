@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from .answer import MAX_NAME_CHARS, Answer, Call
-from .base import StreamingToolParser
+from .base import SectionToolParser
 from .json_text import value
 from .source import SPACES, Malformed, Reading
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"[^\s<`{]+")
 _LANGUAGE = re.compile(r"[A-Za-z]+")
 
 
-class DeepSeekToolParser(StreamingToolParser):
+class DeepSeekToolParser(SectionToolParser):
     """Both generations, told apart by what stands behind the separator.
 
     V3: `CALL_BEGIN`function`SEPARATOR`name, a line end, and the arguments fenced as json. V3.1:
@@ -48,8 +48,10 @@ class DeepSeekToolParser(StreamingToolParser):
             yield from answer.expect("```")
             yield from answer.word(_LANGUAGE, MAX_NAME_CHARS)
             follows = yield from answer.need("the arguments")
-        if follows == "{":
+        if follows == "<":  # no arguments at all: what else could begin so would be no call
+            yield from answer.expect(CALL_END)
+        elif follows == "{":
             yield from value(answer, call.write)
-        elif follows not in "<`":
+        else:
             raise Malformed(f"{follows!r} stands where the arguments' '{{' should be")
         call.end()

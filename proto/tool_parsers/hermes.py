@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .answer import Answer
-from .base import StreamingToolParser
+from .base import SectionToolParser
 from .json_call import json_calls
 from .source import SPACES, Reading
 
 
-class HermesToolParser(StreamingToolParser):
+class HermesToolParser(SectionToolParser):
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`, any number of times; an array of objects too.
 
     The closing tag may be missing, and a bracket too many may stand before it.

@@ -39,24 +39,10 @@ def json_calls(answer: Answer, *, first: str = "", strict: bool = False) -> Read
 def _call(answer: Answer, *, strict: bool) -> Reading[None]:
     """Read one object, whose bracket is taken."""
     call = Call(answer)
-    had_arguments = False
+    seen: set[str] = set()
     following = yield from answer.need("a key or '}'")
     while following != "}":
-        key = yield from decoded_string(answer, "a key")
-        if (yield from answer.need("':'")) != ":":
-            raise Malformed("a key is followed by ':'")
-        answer.take()
-        if key == "name":
-            call.named((yield from decoded_string(answer, "the name of a call")))
-        elif key in _ARGUMENTS:
-            if had_arguments:
-                raise Malformed("a call has arguments once")
-            had_arguments = True
-            yield from arguments(answer, call.write)
-        elif strict and key not in _BESIDE and not call.announced:
-            raise Malformed(f"a call has no {key!r}")
-        else:
-            yield from value(answer, discard)
+        yield from _member(answer, call, seen, strict=strict)
         following = yield from answer.need("',' or '}'")
         if following == ",":
             answer.take()
@@ -64,7 +50,26 @@ def _call(answer: Answer, *, strict: bool) -> Reading[None]:
                 raise Malformed("a comma stands before '}'")
         elif following != "}":
             raise Malformed(f"{following!r} stands where ',' or '}}' should be")
-    if strict and not had_arguments:
+    if strict and "arguments" not in seen:
         raise Malformed("a call has arguments")
     answer.take()
     call.end()
+
+
+def _member(answer: Answer, call: Call, seen: set[str], *, strict: bool) -> Reading[None]:
+    """Read one key and its value; "arguments" in `seen` stands for either key of them."""
+    key = yield from decoded_string(answer, "a key")
+    if (yield from answer.need("':'")) != ":":
+        raise Malformed("a key is followed by ':'")
+    answer.take()
+    if key == "name":
+        call.named((yield from decoded_string(answer, "the name of a call")))
+    elif key in _ARGUMENTS:
+        if "arguments" in seen:
+            raise Malformed("a call has arguments once")
+        seen.add("arguments")
+        yield from arguments(answer, call.write)
+    elif strict and key not in _BESIDE and not call.announced:
+        raise Malformed(f"a call has no {key!r}")
+    else:
+        yield from value(answer, discard)

@@ -148,7 +148,10 @@ def _decoded(inside: str) -> str:
 
 
 def arguments(source: Source, write: Sink) -> Reading[None]:
-    """The arguments of a call: an object, or a string that holds one; nothing is written for null or an empty string."""
+    """The arguments of a call: an object, or a string that holds one.
+
+    For null or an empty string nothing is written.
+    """
     character = yield from source.need("arguments")
     if character == "{":
         yield from value(source, write)

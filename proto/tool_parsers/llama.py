@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from .answer import Answer
-from .base import StreamingToolParser
+from .base import SectionToolParser
 from .json_call import json_calls
 from .source import SPACES, Reading
 
 PYTHON_TAG = "<|python_tag|>"
 
 
-class LineStartToolParser(StreamingToolParser):
+class LineStartToolParser(SectionToolParser):
     """A format whose calls stand behind a marker, or begin with a bracket at the start of the answer or of a line.
 
     Such a bracket is ordinary text until what follows can only be a call. Indented ones are never calls, except at the

@@ -7,7 +7,7 @@ import secrets
 import string
 
 from .answer import MAX_NAME_CHARS, Answer, Call
-from .base import StreamingToolParser
+from .base import SectionToolParser
 from .json_call import json_calls
 from .json_text import value
 from .source import Malformed, Reading
@@ -17,19 +17,18 @@ _ID = re.compile(r"[A-Za-z0-9]+")
 _ALPHABET = string.ascii_letters + string.digits
 
 
-def new_mistral_id() -> str:
-    """Nine letters and digits: what Mistral's templates take for an id."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(9))
-
-
-class MistralToolParser(StreamingToolParser):
+class MistralToolParser(SectionToolParser):
     """`[TOOL_CALLS] [{"name": …, "arguments": {…}}, …]`, and `[TOOL_CALLS]name{…}` once per call.
 
     In the second, `[CALL_ID]…` and `[ARGS]` may stand between the name and the arguments; that id is kept.
     """
 
     openers = ("[TOOL_CALLS]",)
-    new_id = staticmethod(new_mistral_id)
+
+    @staticmethod
+    def new_id() -> str:
+        """Nine letters and digits: what Mistral's templates take for an id."""
+        return "".join(secrets.choice(_ALPHABET) for _ in range(9))
 
     def _section(self, answer: Answer, opener: str) -> Reading[None]:  # noqa: ARG002 - there is one opener
         if (yield from answer.need("a call")) in "{[":

@@ -23,7 +23,7 @@ SPACES = " \t\r\n"
 _SPACES = re.compile(r"[ \t\r\n]+")
 
 
-class Malformed(Exception):  # noqa: N818 - a verdict about text, caught inside the parsers
+class Malformed(Exception):
     """The text cannot go on like this; raised before the offending character is taken."""
 
 

@@ -371,6 +371,25 @@ def test_shutdown_refuses_what_is_new_and_finishes_the_rest(yard):
     assert yard.router.outcomes == {"finished": 2, "rejected": 1}
 
 
+def test_shutdown_leaves_nobody_waiting(yard):
+    """What still waits when a model's last worker has left fails, though a fleet expects the model: none will come."""
+    yard.expect("m", "n")
+    yard.submit("nobody comes", model="n")
+    yard.start("w")
+    yard.submit("running")
+    yard.submit("waiting")
+    yard.feed(ev.ShutdownAsked)
+    assert yard.ends("nobody comes") == ["shutting_down"]
+    yard.drain("w")
+    yard.answer("w", "running")
+    assert yard.ends("waiting") == []
+    yard.gone("w", "left")
+    assert yard.ends("running") == ["done"]
+    assert yard.ends("waiting") == ["shutting_down"]
+    yard.expect("m", "n")
+    assert yard.router.models == {}
+
+
 # -- order and choice --------------------------------------------------------------------------------------------------
 
 
@@ -786,7 +805,7 @@ def test_a_worker_lost_while_starting_is_only_told(yard):
 
 
 def test_a_request_that_kills_its_workers_is_poison(yard):
-    """After three lost workers it fails, names its model, and kills no fourth."""
+    """After three lost workers it fails, names the deployment, and kills no fourth."""
     yard.start("w1", "w2", "w3", "w4")
     yard.submit("r")
     victims = []
@@ -796,8 +815,7 @@ def test_a_request_that_kills_its_workers_is_poison(yard):
     assert len(victims) == MAX_ATTEMPTS == 3
     error = only(ev.SendError, effects)
     assert error.code == "poison_request"
-    assert "'m'" in error.text
-    assert "3 workers" in error.text
+    assert "3 workers of deployment 'd'" in error.text
     assert sum("sent to" in line for line in error.story) == 3
     assert yard.router.outcomes == {"poison_request": 1}
     assert [effect.attempt for effect in yard.of(ev.SendRequest)] == [1, 2, 3]

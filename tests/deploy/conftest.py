@@ -16,6 +16,15 @@ import pytest
 PATIENCE_S = 60.0
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread_each() -> Iterator[None]:
+    """One thread for each worker's mathematics: with more, workers on a small machine wait for one another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("OPENBLAS_NUM_THREADS", "1")
+        yield
+
+
 class CommandLine:
     """Starts `tensoryard` commands in a runtime folder of their own, and knows which processes came of them."""
 

@@ -289,6 +289,9 @@ def test_a_thread_that_waits_for_memory_does_not_keep_its_process(owning):
 
 # A child that waits for a byte, runs code, and ends without Python's usual end or with it.
 _FORK = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads at a fork
+
 def fork(code, end):
     go, went = os.pipe(), os.pipe()
     pid = os.fork()
@@ -412,8 +415,10 @@ pool.close()
     assert owning.get("pool.place(np.arange(3)).handle is not None")
 
 
-def test_a_forked_child_of_an_owner_does_not_outlive_it_as_owner(owning, handles, reader, eventually):
-    """When an owner is killed, its readers notice though a child of it lives on, and the child holds no segment."""
+def test_a_forked_child_of_an_owner_does_not_outlive_it_as_owner(
+    owning, handles, reader, make_reader, make_pool, runtime_folder, eventually
+):
+    """When an owner is killed, readers and whoever sweeps its socket notice though a child of it lives on."""
     reader.open(handles["small"])
     owning.do(_FORK)
     owning.do(
@@ -429,6 +434,10 @@ def test_a_forked_child_of_an_owner_does_not_outlive_it_as_owner(owning, handles
         return reader.mapped_segments == 0
 
     eventually(forgotten, "the reader notices")
+    with pytest.raises(SegmentGone):
+        make_reader().open(handles["small"])
+    make_pool()
+    assert not (runtime_folder / f"pool-{handles['small'].pool_name}.sock").exists()
 
 
 def test_a_forked_child_owns_for_itself(owning, handle_of, reader):

@@ -11,8 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tensoryard.errors import PoolExhausted, StaleHandle
 from tensoryard.shm import Pool, Reader
 
-SIZES = [1, 7, 100, 1500, 20_000, 700_000]
-BUDGET = 12 << 20
+SIZES = [1, 7, 100, 1500, 20_000, 150_000]
+BUDGET = 7 << 20
 
 
 class Entry:
@@ -256,7 +256,7 @@ class Yard(RuleBasedStateMachine):
 
 TestYard = Yard.TestCase
 TestYard.settings = settings(
-    max_examples=60,
+    max_examples=50,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -27,7 +27,7 @@ from tensoryard.workers.engine import Answer, Engine
 from tensoryard.workers.inbox import Inbox
 from tensoryard.workers.launchers import Order
 
-DEADLINE_S = 60.0
+DEADLINE_S = 30.0
 EMBED = ty.PipelineTask.EMBEDDINGS_GENERATION
 AUDIO = ty.PipelineTask.AUDIO_GENERATION
 #: Beats often, and loses nobody on a slow machine.
@@ -149,11 +149,13 @@ def in_thread(function: Callable[[], object]) -> Iterator[threading.Thread]:
     assert not thread.is_alive(), "a test's thread did not end"
 
 
-def body_of(request: Any, pool: Pool | None = None, threshold_bytes: int = 64 << 10) -> list[Any]:
-    """A request as a client sends it; arrays in `pool` where there is one. The blocks stay held."""
+def body_of(request: Any, pool: Pool | None = None) -> list[Any]:
+    """A request as a client sends it; arrays in `pool` where there is one, which holds them as long as it lives."""
     if pool is None:
         return encode_body(request).frames
-    return encode_body(request, place=pool.publish, threshold_bytes=threshold_bytes).frames
+    encoded = encode_body(request, place=pool.publish)
+    vars(pool).setdefault("kept", []).extend(encoded.loans)
+    return encoded.frames
 
 
 def dispatch(request: Any, attempt: int = 1) -> wire.Dispatch:
