@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 _MESSAGES_PER_TURN = 256
 #: A peer's unreadable messages are answered and logged up to this many times, then only counted.
 _COMPLAINTS_PER_PEER = 8
+#: How long a flood of messages may keep us from seeing that a peer is gone.
+_LAST_WORDS_S = 0.5
 
 
 class Coordinator:
@@ -102,6 +104,10 @@ class Coordinator:
                 open_at=self._started + self.settings.settle_s,
                 max_bytes=self.settings.max_message_bytes,
             )
+        #: Peers to which something could not be sent.
+        self._unreachable: list[Peer] = []
+        #: Until when they, and those that died, may have last words in our queue.
+        self._bury_by: float | None = None
         self._leaving_at: float | None = None
         self._stopped = False
 
@@ -130,18 +136,36 @@ class Coordinator:
 
     def _turn(self) -> None:
         ready = dict(self._poller.poll(self._sleep_ms()))
+        drained = self._take_messages()
+        died = self._roster.ended(ready)
+        if died or self._unreachable:
+            self._bury_by = self._bury_by or time.monotonic() + _LAST_WORDS_S
+            if drained or time.monotonic() > self._bury_by:
+                self._bury(died)
+        if self._stop_fd in ready:
+            self._stopped = True
+        self._timers(time.monotonic())
+
+    def _take_messages(self) -> bool:
+        """Serve some messages; True when none is left."""
         for _ in range(_MESSAGES_PER_TURN):
             received = self._hub.receive()
             if received is None:
-                break
+                return True
             self._receive(*received)
-        if self._stop_fd in ready:
-            self._stopped = True
-        for peer in self._roster.ended(ready):
+        return False
+
+    def _bury(self, died: list[Peer]) -> None:
+        """Peers that died or cannot be reached, once everything they sent before has been served: last words count."""
+        unreachable, self._unreachable, self._bury_by = self._unreachable, [], None
+        for peer in died:
             self._lose(peer, "died")
-        self._timers(time.monotonic())
+        for peer in unreachable:
+            self._lose(peer, "cannot be reached, or does not read what it is sent")
 
     def _sleep_ms(self) -> int:
+        if self._unreachable:
+            return 0
         now = time.monotonic()
         wake = min(self._next_beat, self.router.next_deadline() or self._next_beat)
         return math.ceil(max(wake - now, 0) * 1000)
@@ -455,7 +479,7 @@ class Coordinator:
 
     def _send(self, peer: Peer, message: wire.Message, body: Frames | None = None) -> None:
         if not self._hub.send(peer.identity, [wire.encode(message), *(body or ())]):
-            self._lose(peer, "cannot be reached, or does not read what it is sent")
+            self._unreachable.append(peer)
 
     def _lose(self, peer: Peer, reason: str) -> None:
         """A peer is gone: forget it, then tell the router."""

@@ -176,7 +176,8 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
     assert free is None or not model.queue, f"{name}: {free} is free while requests wait"
     assert free is None or model.reserved or not model.suspects, f"{name}: {free} is free while suspects wait"
     for request_id, (worker, attempt) in model.adoptable.items():
-        assert request_id not in requests, f"{request_id} is live and was not adopted"
+        live = requests.get(request_id)
+        assert live is None or live.model != name, f"{request_id} is live and was not adopted"
         assert (request_id, attempt) in worker.slots, f"{request_id} is adoptable and in no slot"
     if model.reserved:
         assert model.suspects, f"{name}: {model.reserved} is reserved for nothing"

@@ -17,17 +17,20 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from ..client import Client, connect
 from ..coordinator.connection import check_name, connections, read_connection
-from ..errors import ConfigError, NotConnected, ReplyTimeout, TensoryardError
+from ..errors import ConfigError, Failed, NotConnected, ReplyTimeout, TensoryardError
 from ..proto.deployment import Deployment
 from ..proto.status import ClusterStatus, ModelStatus
 from ..shm import runtime_dir
 from .text import duration, say, several, size, table
+
+if TYPE_CHECKING:  # `status` and `down` do without what `local` imports
+    from .local import Yard
 
 #: What a runtime of `local` may be.
 RUNTIMES = ("ray", "process")
@@ -58,7 +61,7 @@ def serve(
     with _claimed(name), terminations_as_interrupts():
         say(f"starting cluster {name!r} ({runtime} runtime): {_wanted(deployments)}")
         with local(deployments, runtime=runtime, name=name) as yard, terminations_as_interrupts():
-            yard.wait_ready(timeout_s=ready_timeout_s)
+            _wait_ready(yard, deployments, ready_timeout_s)
             say(f"ready at {yard.address}; stop with Ctrl-C or `{_down_command(name)}`")
             _tell_ready(ready_fd)
             try:
@@ -68,6 +71,15 @@ def serve(
                 say("finishing what runs, then ending (Ctrl-C again to hurry)")
     say("ended")
     return 0
+
+
+def _wait_ready(yard: Yard, deployments: Sequence[Deployment], timeout_s: float) -> None:
+    try:
+        yard.wait_ready(timeout_s=timeout_s)
+    except TimeoutError as error:
+        gpus = sum(deployment.num_gpus * deployment.replicas for deployment in deployments)
+        needs = f"; they ask for {gpus:g} GPUs in all, are there so many?" if gpus else ""
+        raise Failed(f"{error}{needs} (--ready-timeout waits longer)") from error
 
 
 def detach(arguments: Sequence[str], *, name: str) -> int:

@@ -123,7 +123,7 @@ class Session:
     def _run(self) -> None:
         link: PeerLink | None = None
         try:
-            link = ZmqPeer(self.address, max_frame_bytes=self._settings.max_frame_bytes)
+            link = ZmqPeer(self.address)
             self._hello(link)
             poller = self._poller(link)
             while not self._closing:

@@ -25,9 +25,14 @@ _PRIVATE = ("ipc://", "tcp://127.", "tcp://localhost:", "tcp://[::1]:")
 
 
 class ZmqPeer:
-    """A peer's end. Sending never waits: a link's owner bounds what it has in flight."""
+    """A peer's end. Sending never waits: a link's owner bounds what it has in flight.
 
-    def __init__(self, address: str, *, max_frame_bytes: int) -> None:
+    `max_frame_bytes` bounds what is taken from the hub; -1: anything, since what a coordinator passes on has met its
+    own limit, and an answer that was refused here would be missed for ever.
+    """
+
+    def __init__(self, address: str, *, max_frame_bytes: int = -1) -> None:
+        self._address = address
         # A context of its own: only its end tells that what was queued has left. One that is shared outlives the
         # socket, and a process that ends right after `close` would take its last messages with it.
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -35,6 +40,7 @@ class ZmqPeer:
         self._socket.set(zmq.ROUTING_ID, b"\x01" + secrets.token_bytes(_ROUTING_BYTES - 1))
         # No high-water mark here: a full one would either block the caller or split a multipart message.
         self._socket.set(zmq.SNDHWM, 0)
+        self._socket.set(zmq.SNDTIMEO, 0)
         self._socket.set(zmq.MAXMSGSIZE, max_frame_bytes)
         self._socket.set(zmq.RECONNECT_IVL, 50)
         self._socket.set(zmq.RECONNECT_IVL_MAX, 1000)
@@ -51,7 +57,15 @@ class ZmqPeer:
 
     def send(self, frames: Sequence[Any]) -> None:
         """Queue a message."""
-        self._socket.send_multipart(frames, copy=_all_small(frames))
+        copy = _all_small(frames)
+        try:
+            self._socket.send_multipart(frames, copy=copy)
+        except zmq.Again:
+            # ZeroMQ has given up, for good, a connection on which something else than its protocol, or a frame over the
+            # limit, came: there is nothing left to queue on.
+            self._socket.disconnect(self._address)
+            self._socket.connect(self._address)
+            self._socket.send_multipart(frames, copy=copy)
 
     def receive(self) -> Frames | None:
         """The next message, or None."""
@@ -71,8 +85,8 @@ class ZmqHub:
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)
         self._socket.set(zmq.ROUTER_HANDOVER, 1)
-        # Of what a peer sent, at most 1,000 messages (ZeroMQ's own RCVHWM) wait here; the rest waits at the peer. Of one
-        # that leaves while more wait, ZeroMQ loses the rest.
+        # Of what a peer sent, at most 1,000 messages (ZeroMQ's own RCVHWM) wait here; the rest waits at the peer. Of
+        # one that leaves while more wait, ZeroMQ loses the rest.
         self._socket.set(zmq.SNDHWM, peer_backlog)
         # ROUTER looks at a peer's high-water mark once per message, when it reads the identity frame, so refusing at
         # once cannot take a part of a message and drop the rest.

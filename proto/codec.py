@@ -171,8 +171,6 @@ def _wire_dtype(array: npt.NDArray[Any]) -> str:
     """The wire name of an array's dtype; UnsupportedArray for an array that would not arrive as it is."""
     if type(array) is not np.ndarray and isinstance(array, np.ma.MaskedArray):
         raise UnsupportedArray("masked arrays cannot travel: send .filled(...), or .data and .mask one by one")
-    if not array.dtype.itemsize:
-        raise UnsupportedArray(f"arrays of dtype {array.dtype.str} have items of no bytes and cannot travel")
     return dtype_name(array.dtype)
 
 
@@ -317,7 +315,7 @@ class _Decoding:
 def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:
     """A view of raw bytes as an array; every claim of the sender about them is checked first."""
     memory, dtype = memoryview(raw), parse_dtype(name)
-    if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape) or not dtype.itemsize:
+    if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} cannot be")
     if math.prod(shape) * dtype.itemsize != memory.nbytes:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} does not have {memory.nbytes} bytes")

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Generic
 
 from .pipeline import PipelineInputs
 from .request import DUMMY_REQUEST_ID
-from .text_protocol import TextGenerationContext
+from .text_protocol import TextGenerationContext, TextGenerationContextType
 
 
 class BatchType(Enum):
@@ -22,11 +22,8 @@ class BatchType(Enum):
     TG = "TG"
 
 
-_ContextType = TypeVar("_ContextType", bound=TextGenerationContext)
-
-
 @dataclass(eq=True)
-class TextGenerationInputs(PipelineInputs, Generic[_ContextType]):
+class TextGenerationInputs(PipelineInputs, Generic[TextGenerationContextType]):
     """A batch: one list of contexts per data-parallel replica. Everything but `batches` is counted at construction.
 
     `input_tokens`: active tokens of all contexts; `context_tokens`: processed ones. The per-replica lists count the
@@ -34,7 +31,7 @@ class TextGenerationInputs(PipelineInputs, Generic[_ContextType]):
     nothing yet (a preempted one counts), else TG. `num_steps`: tokens to generate for each.
     """
 
-    batches: list[list[_ContextType]]
+    batches: list[list[TextGenerationContextType]]
     num_steps: int = 1
     input_tokens: int = -1
     batch_type: BatchType = BatchType.TG
@@ -52,7 +49,7 @@ class TextGenerationInputs(PipelineInputs, Generic[_ContextType]):
         self.per_replica_context_tokens = [sum(context.tokens.processed_length for context in batch) for batch in real]
 
     @property
-    def flat_batch(self) -> list[_ContextType]:
+    def flat_batch(self) -> list[TextGenerationContextType]:
         """All replicas' contexts in order, a fresh list."""
         return [context for batch in self.batches for context in batch]
 

@@ -79,6 +79,8 @@ class Target:
     seeds: list[Frames]
     #: The only errors that it may raise.
     family: tuple[type[Exception], ...]
+    #: Keeps the shared memory that the seeds name.
+    holds: Sequence[Any] = ()
 
 
 @dataclass
@@ -289,9 +291,9 @@ def targets(pool: Pool, reader: Reader) -> list[Target]:
         seeds = by_type.setdefault(type(message), [])
         seeds.extend([bytes(frame) for frame in encoded.frames] for encoded in encodings)
     every = [seed for seeds in by_type.values() for seed in seeds]
-    found = [_body(kind, seeds, reader.claim) for kind, seeds in by_type.items()]
-    # Where the type is not known, as in the replay of a recording.
-    found.extend(_body(kind, every, reader.claim) for kind in (Any, dict[str, Any], np.ndarray, list[Any]))
+    # The last ones where the type is not known, as in the replay of a recording.
+    pairs = [*by_type.items(), *((kind, every) for kind in (Any, dict[str, Any], np.ndarray, list[Any]))]
+    found = [_body(kind, seeds, reader.claim, keep) for kind, seeds in pairs]
     found.extend(_envelope(*entry) for entry in envelopes())
     body = msgspec.json.encode(messages()[-3].body)
     found.append(
@@ -310,6 +312,7 @@ def _body(
     kind: Any,
     seeds: list[Frames],
     resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]],
+    holds: Sequence[Any],
 ) -> Target:
     return Target(
         f"body of {getattr(kind, '__name__', kind)}",
@@ -317,6 +320,7 @@ def _body(
         lambda value: [bytes(frame) for frame in encode_body(value).frames],
         seeds,
         (DecodeError, StaleHandle, SegmentGone),
+        holds,
     )
 
 

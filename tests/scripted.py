@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import zmq
@@ -86,7 +86,7 @@ class Serving:
         if error is not None:
             raise error
 
-    def __enter__(self) -> Serving:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -96,8 +96,16 @@ class Serving:
 class Peer:
     """One peer, driven by the test."""
 
-    def __init__(self, address: str, role: str = "client", name: str = "", *, hello: bool = True, **fields: Any) -> None:
-        self.link = ZmqPeer(address, max_frame_bytes=1 << 28)
+    def __init__(
+        self,
+        address: str,
+        role: str = "client",
+        name: str = "",
+        *,
+        hello: bool = True,
+        **fields: Any,
+    ) -> None:
+        self.link = ZmqPeer(address)
         self.role = role
         self.name = name or f"{role}-{secrets.token_hex(3)}"
         self._queries = 0
@@ -225,7 +233,7 @@ class Worker:
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive(), "the worker did not end"
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -353,7 +361,7 @@ class Hub:
             assert not self._thread.is_alive(), "the hub did not end"
             os.close(self._wake)
 
-    def __enter__(self) -> Hub:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:

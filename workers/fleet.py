@@ -50,6 +50,8 @@ class _Squad:
     #: No launch before this.
     retry_at: float = 0.0
     unhealthy: str = ""
+    #: What a worker told last about a failed start.
+    trouble: str = ""
 
     @property
     def present(self) -> list[Member]:
@@ -133,7 +135,7 @@ class Fleet:
         squad, member = self._find(name)
         if squad is not None and member is not None and member.state is MemberState.STARTING:
             member.state, member.since = MemberState.READY, at
-            squad.failures = 0
+            squad.failures, squad.trouble = 0, ""
             if squad.unhealthy:
                 squad.unhealthy = ""
                 return [self._announce()]
@@ -141,9 +143,13 @@ class Fleet:
 
     def start_failed(self, name: str, text: str) -> list[Effect]:
         """The coordinator says that a worker's pipeline could not be made; the worker ends by itself."""
-        _, member = self._find(name)
+        squad, member = self._find(name)
         if member is not None:
             member.trouble = text
+        # The news that the process has ended may be faster than this: then it is good for the next one's trouble.
+        squad = squad or self._squads.get(name.rpartition("-")[0])
+        if squad is not None:
+            squad.trouble = text
         return []
 
     def worker_lost(self, name: str, text: str) -> list[Effect]:
@@ -151,7 +157,7 @@ class Fleet:
         _, member = self._find(name)
         if member is None or member.state is MemberState.DRAINING:
             return []
-        member.trouble = text
+        member.trouble = member.trouble or text
         return [Kill(name=name)]
 
     def worker_ended(self, name: str, text: str, at: float) -> list[Effect]:
@@ -162,7 +168,7 @@ class Fleet:
         del squad.members[name]
         effects: list[Effect] = []
         if member.state is MemberState.STARTING:
-            effects = self._count_failure(squad, member.trouble or text, at)
+            effects = self._count_failure(squad, member.trouble or squad.trouble or text, at)
         elif member.state is MemberState.READY:
             self._count_death(squad, at - member.since, at)
         return [*effects, *self.tick(at)]

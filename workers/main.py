@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 #: What READY can say.
 _MAX_CREDITS = 65536
-_MAX_HANG_LIMIT_S = 1e9
 #: A drained worker waits at most so long for its last results to be claimed, and looks this often.
 _CLAIM_GRACE_S = 5.0
 _CLAIM_POLL_S = 0.01
@@ -146,7 +145,7 @@ def _ready(deployment: Deployment, max_batch_size: int) -> wire.Ready:
         task=deployment.task.value,
         deployment=deployment.name,
         credits=min(deployment.max_ongoing_requests or 2 * max_batch_size, _MAX_CREDITS),
-        hang_limit_s=min(deployment.hang_limit_s, _MAX_HANG_LIMIT_S),
+        hang_limit_s=deployment.hang_limit_s,
         max_queued=deployment.max_queued,
         max_queued_bytes=deployment.max_queued_bytes,
     )

@@ -193,12 +193,19 @@ class Answer(Source):
         self._open = None
 
     def until(
-        self, markers: Markers[str], sink: Sink, *, first: Markers[str] | None = None, gap: str = ""
+        self,
+        markers: Markers[str],
+        sink: Sink,
+        *,
+        last: Sink | None = None,
+        first: Markers[str] | None = None,
+        gap: str = "",
     ) -> Reading[str]:
         """Take text up to one of `markers`, and return that marker; "" when the text ends without one.
 
-        The text before goes to `sink`, except what could begin a marker, which waits for the next characters. As long
-        as nothing but characters of `gap` came, `first` is looked for in place of `markers` and the gap is kept.
+        The text before goes to `sink`, except what could begin a marker, which waits for the next characters; if the
+        text ends there, it goes to `last`, or to `sink` too. As long as nothing but characters of `gap` came, `first`
+        is looked for in place of `markers` and the gap is kept.
         """
         active, between = first or markers, first is not None
         node, partial = 0, ""
@@ -209,7 +216,8 @@ class Answer(Source):
             character = yield from self.look()
             if not character:
                 self._partial = ""
-                sink(partial)
+                if partial:
+                    (last or sink)(partial)
                 return ""
             self.take()
             if between and not node and character in gap:

@@ -128,9 +128,17 @@ def _string(source: Source, write: Sink, *, raw: bool = False) -> Reading[None]:
     write('"')
     while True:
         yield from _one_string(source, write, raw=raw)
-        if (yield from source.need("what follows a string")) not in _QUOTES:
+        follows = yield from source.need("what follows a string")
+        raw = follows in "rR"
+        if follows in "rRuU":
+            source.take()
+            follows = yield from source.look()
+            if follows not in ("", *_QUOTES):
+                raise Malformed(f"{follows!r} stands behind a string and a prefix")
+        if not follows:
+            raise CutOff("the rest of a string")
+        if follows not in _QUOTES:
             break
-        raw = False
     write('"')
 
 

@@ -50,6 +50,7 @@ def _call(answer: Answer) -> Reading[None]:
     if not all(part.isidentifier() for part in name.split(".")):
         raise Malformed(f"{name!r} is no name of a function")
     call.named(name)
+    yield from answer.spaces()
     yield from answer.expect("(")
     seen: set[str] = set()
     follows = yield from answer.need("an argument or ')'")

@@ -9,7 +9,7 @@ from .base import SectionToolParser
 from .json_text import escaped
 from .markers import Markers
 from .schema import json_of, parameter_types
-from .source import CutOff, Malformed, Reading, Sink
+from .source import CutOff, Malformed, Reading, Sink, discard
 
 _TAG_NAME = re.compile(r"[^<>\r\n]+")
 _FUNCTION, _PARAMETER, _FUNCTION_END = "<function=", "<parameter=", "</function>"
@@ -87,7 +87,7 @@ def _text(answer: Answer, sink: Sink) -> Reading[str]:
     """The text of a value, without the line end at its beginning."""
     if (yield from answer.look()) == "\n":
         answer.take()
-    ended_by = yield from answer.until(_VALUE_ENDS, sink)
+    ended_by = yield from answer.until(_VALUE_ENDS, sink, last=discard)
     if not ended_by:
         raise CutOff("'</parameter>'")
     return ended_by

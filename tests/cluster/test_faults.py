@@ -94,7 +94,7 @@ def test_a_poisonous_request_harms_no_other() -> None:
         good = [client.submit(ty.EmbeddingsRequest(model="moody", input="good")) for _ in range(5)]
         poison = client.submit(ty.EmbeddingsRequest(model="moody", input="die"))
         good += [client.submit(ty.EmbeddingsRequest(model="moody", input="good")) for _ in range(20)]
-        with pytest.raises(errors.PoisonRequest, match="3 workers of model 'moody'"):
+        with pytest.raises(errors.PoisonRequest, match="3 workers of deployment 'moody'"):
             poison.result(100)
         assert all((reply.result(100).embeddings == 4).all() for reply in good)
 
@@ -198,7 +198,7 @@ def test_when_its_starter_is_killed_all_of_a_cluster_ends(
     assert read_line(process) == "round"
     assert len(marked(mark)) >= 6
     process.kill()
-    eventually(lambda: not marked(mark), "every process of the cluster has ended")
+    eventually(lambda: not marked(mark), f"every process of the cluster has ended (of {len(marked(mark))})")
     assert not [name for name in os.listdir("/dev/shm") if not name.startswith("sem.")]
 
 

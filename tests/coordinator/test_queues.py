@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tensoryard.coordinator.queues import LazyHeap, LeastLoaded, RequestQueue
 
 
@@ -78,13 +79,27 @@ def test_an_empty_heap_has_no_first():
     assert "a" not in heap
 
 
+def test_heap_forgets_old_ranks():
+    """A key that is set again and again, or removed, does not leave its past behind."""
+    heap = LazyHeap()
+    for rank in range(1000):
+        heap.set("a", rank)
+    assert len(heap._heap) <= heap_bound(1)
+    for number in range(1000):
+        heap.set(f"k{number}", -number)
+    for number in range(1000):
+        heap.remove(f"k{number}")
+    assert len(heap._heap) <= heap_bound(1)
+    assert heap.first_rank() == 999
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("srp"), st.integers(0, 7), st.integers(0, 5)), max_size=200))
 def test_heap_against_a_dictionary(steps):
     """A LazyHeap answers like a dictionary whose minimum is searched, and stays small."""
     heap, model = LazyHeap(), {}
-    for stamp, (verb, key, rank) in enumerate(steps):
-        key = str(key)
+    for stamp, (verb, number, rank) in enumerate(steps):
+        key = str(number)
         if verb == "s":
             heap.set(key, rank, stamp)
             model[key] = (rank, stamp)
@@ -210,7 +225,7 @@ class NaiveQueue:
 
 def check_queue_is_small(queue):
     """Everything inside is in proportion to what waits."""
-    clients = {place for place in queue._places.values()}
+    clients = set(queue._places.values())
     assert set(queue._levels) == {level for level, _ in clients}
     assert queue._order == sorted(queue._levels)
     lines = [(level, client) for level, ring in queue._levels.items() for client in ring]
@@ -345,8 +360,8 @@ def test_a_key_may_change_its_group():
 def test_least_loaded_against_a_dictionary(steps):
     """The choice is that of a search through a dictionary, and nothing is kept of what was removed."""
     keys, model = LeastLoaded(), {}
-    for stamp, (verb, key, load, group) in enumerate(steps):
-        key, group = str(key), group.replace("z", "")
+    for stamp, (verb, number, load, host) in enumerate(steps):
+        key, group = str(number), host.replace("z", "")
         if verb == "s":
             keys.set(key, load, group)
             model[key] = (load, stamp, group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tensoryard.coordinator import events as ev
 from tensoryard.coordinator.records import Model, Worker, WorkerState
 from tensoryard.coordinator.router import Router
@@ -84,7 +85,9 @@ def _model(router):
 
 
 CORRUPTIONS = {
-    "a running request without a slot": lambda r: _worker(r).slots.pop(next(s for s in _worker(r).slots if s[0] != "old")),
+    "a running request without a slot": lambda r: _worker(r).slots.pop(
+        next(s for s in _worker(r).slots if s[0] != "old")
+    ),
     "a waiting request that no queue has": lambda r: _model(r).queue.pop(),
     "a suspect in two queues": lambda r: _model(r).queue.push("r0", client="c", priority=0),
     "bytes that nobody waits with": lambda r: setattr(_model(r), "queued_bytes", 99),

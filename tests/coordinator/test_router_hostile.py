@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from tensoryard.coordinator import events as ev
 from tensoryard.coordinator.records import Limits
 from tensoryard.coordinator.router import Router
@@ -228,10 +229,15 @@ class World:
         effects = self.feed(ev.WorkerJoined, worker=worker, host=host)
         assert [e.what for e in effects if isinstance(e, ev.NotifyFleet)] == ["gone"] * replaced
 
-    def ready(self, worker, *, model="m", wrong_task=False, credits=1, invented=()):
+    def ready(self, worker, *, model="m", wrong_task=False, room=1, invented=()):
         """READY, with what the process still holds and, when it lies, with what it never had."""
         running = (*self.processes.get(worker, {}), *invented)
-        fields = {"model": model, "task": "wrong" if wrong_task else TASKS[model], "deployment": "d", "credits": credits}
+        fields = {
+            "model": model,
+            "task": "wrong" if wrong_task else TASKS[model],
+            "deployment": "d",
+            "credits": room,
+        }
         self.feed(ev.WorkerReadied, worker=worker, running=running, hang_limit_s=HANG_LIMIT_S, **fields, **BOUNDS)
         if worker in self.known and self.known[worker].state == "ready":
             for slot in invented:
@@ -285,7 +291,9 @@ class World:
         else:
             held[slot] += 1
         seq += {"gap": 2, "late": 1, "repeat": -1, "early": -1}.get(verb, 0)
-        self.output(worker, *slot, max(seq, 0), done=verb in ("final", "early", "late"), code="boom" * (verb == "error"))
+        self.output(
+            worker, *slot, max(seq, 0), done=verb in ("final", "early", "late"), code="boom" * (verb == "error")
+        )
 
     def repeat(self, choice):
         """Something said before is said again."""
@@ -350,7 +358,7 @@ class World:
                 worker = f"honest-{model}-{number % 3}"
                 if worker not in self.known:
                     self.join(worker, "h1")
-                    self.ready(worker, model=model, credits=2)
+                    self.ready(worker, model=model, room=2)
             for worker in list(self.known):
                 self.work(worker, 0, "part")
                 self.work(worker, 0, "final")
@@ -451,12 +459,12 @@ class HostileWorld(RuleBasedStateMachine):
     def submit_simply(self, request_id, client):
         self.world.submit(request_id, client)
 
-    @rule(worker=WORKERS, model=MODELS, credits=st.integers(1, 3))
-    def start(self, worker, model, credits):
+    @rule(worker=WORKERS, model=MODELS, room=st.integers(1, 3))
+    def start(self, worker, model, room):
         """An honest start, of a name that is free."""
         if worker not in self.world.known:
             self.world.join(worker, "h1")
-            self.world.ready(worker, model=model, credits=credits)
+            self.world.ready(worker, model=model, room=room)
 
     @rule(worker=WORKERS, host=st.sampled_from(["h1", "h2", ""]))
     def join(self, worker, host):
@@ -466,7 +474,7 @@ class HostileWorld(RuleBasedStateMachine):
         worker=WORKERS,
         model=MODELS,
         wrong_task=RARELY,
-        credits=st.integers(1, 3),
+        room=st.integers(1, 3),
         invented=st.lists(st.tuples(REQUESTS, st.integers(0, 5)), max_size=2),
     )
     def ready(self, worker, **fields):
@@ -551,7 +559,7 @@ class HostileWorld(RuleBasedStateMachine):
             self.world.finish_by_leaving()
 
 
-HostileWorld.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+HostileWorld.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
 TestHostileWorld = HostileWorld.TestCase
 
 
@@ -601,8 +609,10 @@ class Simulation:
         if name not in self.world.known:
             self.world.join(name, f"h{self.rng.choice((1, 2, next(self.numbers)))}")
         if self.world.known[name].state == "starting":
-            self.world.ready(name, model="n" if name in ("w6", "w7") else "m", credits=2)
-        verb = self.rng.choices(("part", "final", "error", "gap", "repeat", "early", "late"), (20, 70, 3, 1, 3, 1, 1))[0]
+            self.world.ready(name, model="n" if name in ("w6", "w7") else "m", room=2)
+        verb = self.rng.choices(("part", "final", "error", "gap", "repeat", "early", "late"), (20, 70, 3, 1, 3, 1, 1))[
+            0
+        ]
         self.world.work(name, self.rng.randrange(4), verb)
 
     def fault(self):

@@ -84,7 +84,7 @@ def test_the_readme_example_runs(tmp_path):
     """The first block, as it stands: an image half the size, and no copies."""
     (tmp_path / "example.py").write_text(BLOCKS[0])
     out = run(tmp_path / "example.py")
-    assert out.startswith("(1500, 2000, 3) ")
+    assert out.startswith("(750, 1000, 3) ")
     assert "copies_in=0, copies_out=0" in out
     assert int(re.search(r"socket_bytes=(\d+)", out)[1]) < 2048
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ from tensoryard.settings import Settings
 from tensoryard.shm import host_name
 from tensoryard.version import __version__
 
-from ..scripted import CALM, DEADLINE_S, Hub, closing, fresh_address, open_fds
+from ..scripted import CALM, DEADLINE_S, Hub, fresh_address, open_fds
 
 NEVER = Settings(heartbeat_s=1000.0, liveness_s=10_000.0)
 
@@ -164,7 +165,7 @@ def test_posts_from_many_threads_keep_their_order(hub, make_session):
     assert len(messages) == 4000
     for thread in range(8):
         assert [m.text for m in messages if m.deployment == f"{thread}"] == [f"{n}" for n in range(500)]
-    assert [body for body in hub.bodies(wire.StartFailed)] == [[message.text.encode()] for message in messages]
+    assert hub.bodies(wire.StartFailed) == [[message.text.encode()] for message in messages]
 
 
 def test_a_post_does_not_wait_for_a_beat(hub, make_session):
@@ -254,7 +255,7 @@ def test_it_says_hello_again_when_told_to(hub, owner, make_session):
 
 
 def test_a_hail_of_rejoins_is_one_hello(hub, owner, make_session):
-    """A coordinator that answers 500 messages with REJOIN gets one HELLO; the next REJOIN after its answer, one more."""
+    """A coordinator that answers 500 messages with REJOIN gets one HELLO; a REJOIN after its answer, one more."""
     session = make_session(hub.address, NEVER)
     owner.until(lambda: owner.told, "the first welcome")
     hub.script = lambda _hub, _peer, message, _body: isinstance(message, wire.Hello)  # answers none
@@ -273,8 +274,9 @@ def test_a_hail_of_rejoins_is_one_hello(hub, owner, make_session):
 def test_an_unanswered_hello_is_said_again(hub, owner, make_session):
     """When the answer to HELLO was lost, a REJOIN after a heartbeat's time makes it say HELLO again."""
     hub.script = lambda hub, _peer, message, _body: (
-        isinstance(message, wire.Heartbeat) and (hub.send(wire.Rejoin()) or True)
-    ) or (isinstance(message, wire.Hello) and len(hub.of(wire.Hello)) < 3)
+        (isinstance(message, wire.Heartbeat) and (hub.send(wire.Rejoin()) or True))
+        or (isinstance(message, wire.Hello) and len(hub.of(wire.Hello)) < 3)
+    )
     make_session(hub.address, Settings(heartbeat_s=0.02, liveness_s=60.0))
     hub.wait(wire.Hello, 3)
     owner.until(lambda: owner.told, "the welcome")
@@ -283,7 +285,7 @@ def test_an_unanswered_hello_is_said_again(hub, owner, make_session):
 def test_it_finds_a_replaced_hub(owner, make_session):
     """It goes on with a second coordinator at the same address, whose REJOIN brings a HELLO and a new epoch."""
     address = fresh_address()
-    rejoin = lambda hub, peer, message, _body: (  # noqa: E731
+    rejoin = lambda hub, peer, message, _body: (
         isinstance(message, wire.Heartbeat) and not hub.of(wire.Hello) and (hub.send(wire.Rejoin(), to=peer) or True)
     )
     with Hub(address) as first:
@@ -306,7 +308,7 @@ def test_silence_is_measured_and_beats_become_rare(hub, owner, make_session):
     owner.until(lambda: owner.silences[-1] > 0.6, "a long silence")
     start = max(index for index, silence in enumerate(owner.silences) if silence == 0)
     grown = owner.silences[start:]
-    steps = [round(after - before, 3) for before, after in zip(grown[1:], grown[2:], strict=False)]
+    steps = [round(after - before, 3) for before, after in itertools.pairwise(grown[1:])]
     assert set(steps) == {0.05, 0.25}
     assert all(step == (0.25 if silence > 0.2 else 0.05) for silence, step in zip(grown[1:], steps, strict=False))
     hub.silent = False
@@ -366,7 +368,7 @@ def test_a_process_that_was_stopped_does_not_blame_the_coordinator(hub):
             child.kill()
             silences = [float(line) for line in child.communicate(timeout=DEADLINE_S)[0].split()]
     assert len(silences) >= 20
-    steps = [after - before for before, after in zip(silences, silences[1:], strict=False) if before <= 0.5]
+    steps = [after - before for before, after in itertools.pairwise(silences) if before <= 0.5]
     assert max(steps) < 0.11
 
 
@@ -374,7 +376,8 @@ def test_a_process_that_was_stopped_does_not_blame_the_coordinator(hub):
 
 
 @pytest.mark.parametrize(
-    "frame", [b"", b"\x00", os.urandom(64), b"\x91\xa3XYZ", b"\x93\xa7WELCOME\x01\x02", b"\xc1", b"\x91" * 5000],
+    "frame",
+    [b"", b"\x00", os.urandom(64), b"\x91\xa3XYZ", b"\x93\xa7WELCOME\x01\x02", b"\xc1", b"\x91" * 5000],
     ids=["empty", "number", "random", "unknown", "incomplete", "reserved", "deep"],
 )
 def test_a_message_it_cannot_read_is_dropped(hub, owner, make_session, caplog, frame):

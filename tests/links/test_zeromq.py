@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -25,13 +26,13 @@ class ZeroMQ:
     """How the suite makes the two ends of one implementation."""
 
     hub = staticmethod(lambda *addresses, backlog=1000: ZmqHub(addresses, max_frame_bytes=LIMIT, peer_backlog=backlog))
-    peer = staticmethod(lambda address, limit=1 << 30: ZmqPeer(address, max_frame_bytes=limit))
+    peer = ZmqPeer
     address = staticmethod(fresh_address)
     #: What another process runs to send ARGV[2] messages and end right after `close`.
     sender = """
 import sys
 from tensoryard.links import ZmqPeer
-peer = ZmqPeer(sys.argv[1], max_frame_bytes=1 << 30)
+peer = ZmqPeer(sys.argv[1])
 for number in range(int(sys.argv[2])):
     peer.send([b"%d" % number, bytes(60_000)])
 peer.close()
@@ -260,9 +261,9 @@ def test_a_frame_of_exactly_the_limit_arrives(hub, make_peer):
     assert len(received(hub)[1][0]) == LIMIT
 
 
-def test_a_peer_is_guarded_too(link, hub, make_peer):
-    """A peer's own limit holds against its hub."""
-    peer = make_peer(limit=1000)
+def test_a_peer_may_have_a_limit_too(hub, make_peer):
+    """A frame over a peer's own limit never arrives; the peer does not wait, comes back and is heard again."""
+    peer = make_peer(max_frame_bytes=1000)
     identity = met(hub, peer)
     hub.send(identity, [bytes(1001)])
     give_up = time.monotonic() + DEADLINE_S
@@ -324,7 +325,7 @@ def test_what_is_no_address_is_refused(link, address):
     assert open_fds() == before
 
 
-@pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0", "tcp://eth0:0", "tipc://{5560,0,0}"])
+@pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0", "tcp://eth0:0", "tipc://{5,0,0}"])
 def test_other_hosts_are_kept_out(link, address):
     """A hub listens nowhere that another host may reach, and lets go of the addresses it had already."""
     before = open_fds()
@@ -355,6 +356,27 @@ def test_a_hub_has_many_addresses(link, make_peer):
             identity = met(hub, peer)
             hub.send(identity, [b"found"])
             assert content(received(peer)) == [b"found"]
+
+
+@pytest.mark.parametrize("banner", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 64])
+def test_something_else_at_the_address_is_never_waited_for(link, make_peer, banner):
+    """Where another service answers, nonsense to us, sending goes on without waiting, and so does closing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        peer = make_peer(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+        for _ in range(3):
+            server.settimeout(0.3)
+            with contextlib.suppress(TimeoutError):
+                connection, _ = server.accept()
+                connection.sendall(banner)
+                connection.settimeout(0.3)
+                with contextlib.suppress(OSError):
+                    while connection.recv(1000):
+                        pass
+                connection.close()
+            for _ in range(10):
+                peer.send([b"anybody?"])
+        assert peer.receive() is None
+        peer.close()
 
 
 def test_a_socket_left_behind_is_no_hindrance(link, make_peer):

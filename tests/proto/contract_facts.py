@@ -16,12 +16,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+import tensoryard.proto
+
 #: Names that modules give to annotations which the wire reads as plain maps, and what they stand for.
 _STANDS_FOR = {
     "_Tools": "list[TextGenerationRequestTool]",
     "_Content": "str | list[MessageContent]",
     "_Role": "Literal['system', 'user', 'assistant', 'tool', 'function', 'root']",
-    "_RequestType": "RequestType",
 }
 _PREFIXES = ("npt.", "np.", "typing.", "numpy.", "collections.abc.")
 
@@ -60,8 +61,8 @@ def _type_variable(value: typing.TypeVar) -> dict[str, str]:
 def _enum(value: type[enum.Enum]) -> dict[str, str]:
     kind = "str enum" if issubclass(value, str) else "enum"
     values = {f"value {member.name}": repr(member.value) for member in value}
-    members = {name: text for name, text in _members(value).items() if name.partition(" ")[2] not in value.__members__}
-    return {"kind": kind, **values, **members}
+    # Python itself gives a str enum its own __str__.
+    return {"kind": kind, **values, **{key: text for key, text in _members(value).items() if key != "method __str__"}}
 
 
 def _typed_dict(value: Any) -> dict[str, str]:
@@ -75,20 +76,18 @@ def _class_kind(value: type) -> dict[str, str]:
     parameters = [alias(argument) for base in generic for argument in typing.get_args(base)]
     if parameters:
         facts["parameters"] = ", ".join(parameters)
-    inherited = [base.__name__ for base in value.__bases__ if base.__module__.startswith("tensoryard")]
+    inherited = [base.__name__ for base in value.__bases__ if base.__name__ in tensoryard.proto.__all__]
     if inherited:
         facts["extends"] = ", ".join(inherited)
     if issubclass(value, msgspec.Struct):
         config = value.__struct_config__
-        facts["wire"] = ", ".join(
-            word
-            for word, holds in (
-                (f"tag {config.tag!r}", config.tag is not None),
-                ("omits defaults", config.omit_defaults),
-                ("array", config.array_like),
-            )
-            if holds
+        words = (
+            (f"tag {config.tag!r}", config.tag is not None),
+            ("omits defaults", config.omit_defaults),
+            ("array", config.array_like),
         )
+        if wire := ", ".join(word for word, holds in words if holds):
+            facts["wire"] = wire
     return facts
 
 
@@ -121,7 +120,9 @@ def _fields(value: type) -> dict[str, str]:
         return {"call": signature(value.__init__, skip_first=True)}
     else:
         return {}
-    return {f"field {name}": _text(kinds[name]) + default for name, default in found}
+    facts = {f"field {name}": _text(kinds[name]) + default for name, default in found}
+    parameters = list(inspect.signature(value).parameters)
+    return facts if parameters == [name for name, _ in found] else {**facts, "call": signature(value, skip_first=False)}
 
 
 def _struct_default(spec: msgspec.structs.FieldInfo) -> str:
@@ -157,18 +158,17 @@ def _members(value: type) -> dict[str, str]:
     for base in reversed(value.__mro__):
         if not base.__module__.startswith("tensoryard"):
             continue
-        slots = set(base.__dict__.get("__slots__", ()))
         for name, kind in inspect.get_annotations(base).items():
             if not name.startswith("_") and name not in fields:
-                text = str(kind)
-                word = "class attribute" if text.startswith("ClassVar") or name not in slots else "data"
-                word = "data" if getattr(base, "_is_protocol", False) else word
-                facts[f"{word} {name}"] = _text(text.removeprefix("ClassVar[").removesuffix("]")) if False else _text(kind)
+                facts[f"data {name}"] = _text(kind)
         for name, member in vars(base).items():
             fact = _member(member)
-            if fact and name not in fields and (not name.startswith("_") or name in _OPERATORS):
-                facts = {key: text for key, text in facts.items() if key.partition(" ")[2] != name}
-                facts[f"{fact[0]} {name}"] = fact[1]
+            if not fact or name in fields or (name.startswith("_") and name not in _OPERATORS):
+                continue
+            if fact[1] == "stored" and f"data {name}" in facts:
+                continue
+            facts = {key: text for key, text in facts.items() if key.partition(" ")[2] != name}
+            facts[f"{fact[0]} {name}"] = fact[1]
     return facts
 
 
@@ -185,7 +185,7 @@ def _member(member: Any) -> tuple[str, str] | None:
         return "classmethod", _called(member.__func__)
     if inspect.isfunction(member):
         return "method", _called(member)
-    return None
+    return ("data", "stored") if inspect.ismemberdescriptor(member) else None
 
 
 def _called(function: Any) -> str:
@@ -203,7 +203,7 @@ def signature(function: Any, *, skip_first: bool) -> str:
     found = inspect.signature(function)
     parameters = list(found.parameters.values())[1 if skip_first else 0 :]
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
-    return str(inspect.Signature(plain))
+    return str(inspect.Signature(plain)).replace("<factory>", "...")
 
 
 def alias(value: Any) -> str:
@@ -212,6 +212,8 @@ def alias(value: Any) -> str:
         return getattr(value, "__name__", "Any")
     if value is type(None):
         return "None"
+    if value is Ellipsis:
+        return "..."
     if isinstance(value, list):
         return f"[{', '.join(map(alias, value))}]"
     origin, arguments = typing.get_origin(value), typing.get_args(value)
@@ -224,6 +226,7 @@ def alias(value: Any) -> str:
 
 def _text(annotation: Any) -> str:
     """An annotation as its source has it, without the modules of its parts."""
+    annotation = getattr(annotation, "__forward_arg__", annotation)
     text = annotation if isinstance(annotation, str) else alias(annotation)
     for prefix in _PREFIXES:
         text = text.replace(prefix, "")

@@ -104,7 +104,9 @@ def reader():
 
 
 def used(pool):
-    gc.collect()
+    """Blocks in use, those that only a cycle of garbage holds left out."""
+    if pool.statistics().used_blocks:
+        gc.collect()
     return pool.statistics().used_blocks
 
 
@@ -620,7 +622,7 @@ def test_w_23_unsupported_arrays_are_named(pool, value, path):
                 encode_body(value, place=place, out_of_band=out_of_band, threshold_bytes=1)
             assert isinstance(caught.value, TypeError)
             assert str(caught.value).startswith(f"`{path}`: ")
-            assert "send" in str(caught.value) or "itemless" in str(caught.value) or "no bytes" in str(caught.value)
+            assert "cannot travel: send" in str(caught.value)
     assert used(pool) == before
 
 
@@ -657,7 +659,7 @@ def nested(depth):
         ),
         ([1, {2: object()}], "[1][2]", "object"),
         ([{"k\ud800": 1}], "[0][key 'k\\ud800']", "surrogates"),
-        ({"x": {1, 2, 2**70}}, "['x'][", "ints"),
+        ({"x": {1, 2, 2**70}}, "['x'][…", "ints"),
         ({"x" * 100: print}, "['" + "x" * 39 + "]", "builtin_function_or_method"),
         ((1, [Exception("x")]), "[1][0]", "Exception"),
         (OrderedDict(a=range(3)), "['a']", "range"),
@@ -667,7 +669,7 @@ def nested(depth):
         (Loose([1, Loose(iter([]))]), "inner[1].inner", "list_iterator"),
         (LOOP, "[0]", "within itself"),
         (MAZE, "['a'][1]['back']", "within itself"),
-        ({"deep": nested(100_000)}, "['deep'][0][0]", "too deeply"),
+        ({"deep": nested(100_000)}, "['deep'][0][0]…", "too deeply"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -677,7 +679,7 @@ def test_unsupported_values_are_named(pool, value, path, text):
     for place in (None, publisher(pool)):
         with pytest.raises(TypeError, match=text) as caught:
             encode_body(value, place=place, threshold_bytes=1)
-        assert str(caught.value).startswith(f"`{path}".removesuffix("`"))
+        assert str(caught.value).startswith(f"`{path[:-1]}" if path.endswith("…") else f"`{path}`: ")
         assert not isinstance(caught.value, RecursionError)
         assert len(str(caught.value)) < 1000
     assert used(pool) == before
@@ -781,7 +783,7 @@ GARBAGE = {
     "huge side": packed_extension(1, "<f4", [2**64 - 1], b""),
     "huge beside 0": packed_extension(1, "<f4", [0, 2**62, 2**62], b""),
     "65 dimensions": packed_extension(1, "|u1", [1] * 65, b"1"),
-    "a million dimensions": packed_extension(1, "|u1", [1] * 1_000_000, b"1"),
+    "a million dimensions": packed_extension(1, "|u1", [2**63] * 500_000, b"1"),
     "object dtype": packed_extension(1, "|O", [1], b"12345678"),
     "structured dtype": packed_extension(1, "i4,i4", [1], b"12345678"),
     "void dtype": packed_extension(1, "|V4", [1], b"1234"),
@@ -891,6 +893,14 @@ def test_wrong_types_per_field(wire, where):
         decode_body(
             encode_body({"request_id": "r", "model": "m", "prompt": "x", **wire}).frames, PixelGenerationRequest
         )
+
+
+def test_errors_quote_little_of_what_they_refuse():
+    """However long a refused text is, the error about it is short."""
+    for sent, kind in [({"type": "x" * 100_000}, GenerationOutput), ({"x" * 100_000: 1}, dict[int, int])]:
+        with pytest.raises(DecodeError) as caught:
+            decode_body(encode_body(sent).frames, kind)
+        assert len(str(caught.value)) <= 400
 
 
 def test_w_20_unknown_fields_are_ignored():

@@ -150,7 +150,7 @@ def assert_taken(kind, message):
 
 
 @EVERY
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(data=st.data())
 def test_every_message_round_trips(kind, data):
     """Each message, with any values that its limits allow, comes back equal by each decoder that takes it."""
@@ -158,7 +158,7 @@ def test_every_message_round_trips(kind, data):
 
 
 @EVERY
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_w_01_an_envelope_is_an_array_that_begins_with_its_name(kind, data):
     """The msgpack package reads any envelope as an array: the name, then the fields in order."""
@@ -170,7 +170,7 @@ def test_w_01_an_envelope_is_an_array_that_begins_with_its_name(kind, data):
 
 
 @EVERY
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(data=st.data())
 def test_w_02_envelopes_written_with_plain_msgpack_are_read(kind, data):
     """What the msgpack package packs is read as the message, whole floats as ints and other number sizes included."""
@@ -232,6 +232,8 @@ def test_w_03_each_direction_has_its_messages(kind):
         b"\x92\xaaDISCONNECT" + b"\x91" * 100_000,
         b"\x92\xa7OUTPUTS\xdd\xff\xff\xff\xff",
         b"\x91\xa9DISCONN\xff",
+        b"\x92\xa6CANCEL\xa1\xff",
+        b"\x91\xa2\xff\xff",
         msgpack.packb(["A" * 100_000]),
     ],
     ids=lambda frame: repr(frame[:24]),
@@ -273,6 +275,16 @@ def test_w_06_missing_fields_take_their_defaults(kind):
         if required:
             with pytest.raises(ProtocolError, match="length"):
                 wire.decode(decoder, msgpack.packb(envelope[:required]))
+
+
+def test_w_06_defaults_are_the_documented_ones():
+    """A field left out is 0, empty, false or nil, but for the three limits that the page names."""
+    named = {"hang_limit_s": 300.0, "max_queued": 10_000, "max_queued_bytes": 8 << 30}
+    for kind, fields in FIELDS.items():
+        for field in fields:
+            if not field.required:
+                default = getattr(least(kind), field.name)
+                assert (default or None) == named.get(field.name), (kind, field.name)
 
 
 def test_w_07_an_envelope_is_at_most_4_mib():

@@ -1,6 +1,7 @@
 """Owners and readers in processes of their own: killed, stopped, forked and left to end by themselves."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -287,16 +288,18 @@ def test_a_thread_that_waits_for_memory_does_not_keep_its_process(owning):
 
 # -- forks ------------------------------------------------------------------------------------------------------------
 
-# A child that waits for a byte, runs code, and ends without Python's usual end or with it.
+# A child that waits for a byte, runs code, and ends without Python's usual end or with it; one that is to outlive its
+# parent ends only when it is killed.
 _FORK = """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads at a fork
 
-def fork(code, end):
+def fork(code, end, outlive=False):
     go, went = os.pipe(), os.pipe()
     pid = os.fork()
     if not pid:
-        os.close(go[1])
+        if not outlive:
+            os.close(go[1])
         os.close(went[0])
         ok = b"n"
         try:
@@ -349,11 +352,16 @@ def test_a_forked_child_does_not_keep_its_parents_leases(pool, reading, eventual
     reading.do("views['a'] = reader.claim(H(h))", h=loan.handle)
     loan.release()
     reading.do(_FORK)
-    reading.do("child = fork('', os._exit)")
-    assert reading.get("run(child)") == "y"
-    reading.kill()
-    eventually(lambda: pool.statistics().readers == 0, "the owner notices")
-    assert pool.statistics().used_blocks == 0
+    reading.do("child = fork('', os._exit, outlive=True)")
+    child = reading.get("child[0]")
+    try:
+        assert reading.get("run(child)") == "y"
+        reading.kill()
+        eventually(lambda: pool.statistics().readers == 0, "the owner notices")
+        assert pool.statistics().used_blocks == 0
+        assert "memfd:tensoryard (" in Path(f"/proc/{child}/maps").read_text()
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_forked_child_reads_for_itself(pool, reading):
@@ -425,19 +433,24 @@ def test_a_forked_child_of_an_owner_does_not_outlive_it_as_owner(
         "code = \"assert not [fd for fd in os.listdir('/proc/self/fd')"
         " if 'memfd:tensoryard (' in os.path.realpath('/proc/self/fd/' + fd)]\""
     )
-    owning.do("small = large = sent = None; gc.collect(); child = fork(code, os._exit)")
-    assert owning.get("run(child)") == "y"
-    owning.kill()
+    owning.do("small = large = sent = None; gc.collect(); child = fork(code, os._exit, outlive=True)")
+    child = owning.get("child[0]")
 
     def forgotten():
         reader.housekeep()
         return reader.mapped_segments == 0
 
-    eventually(forgotten, "the reader notices")
-    with pytest.raises(SegmentGone):
-        make_reader().open(handles["small"])
-    make_pool()
-    assert not (runtime_folder / f"pool-{handles['small'].pool_name}.sock").exists()
+    try:
+        assert owning.get("run(child)") == "y"
+        owning.kill()
+        eventually(forgotten, "the reader notices")
+        with pytest.raises(SegmentGone):
+            make_reader().open(handles["small"])
+        make_pool()
+        assert not (runtime_folder / f"pool-{handles['small'].pool_name}.sock").exists()
+        assert Path(f"/proc/{child}").exists()
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_forked_child_owns_for_itself(owning, handle_of, reader):

@@ -15,7 +15,7 @@ from tensoryard.errors import PoolExhausted, StaleHandle
 from tensoryard.shm import pool as pool_module
 from tensoryard.shm.leases import GrantedLeases, HeldLeases
 
-STRESS_S = 2.5
+STRESS_S = 2.0
 
 
 @pytest.fixture

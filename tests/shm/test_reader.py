@@ -426,6 +426,31 @@ def test_an_owner_that_does_not_answer_is_given_up(fake, reader, table, monkeypa
     done.set()
 
 
+def test_an_owner_that_ended_with_words_unread_is_gone(fake, reader, table):
+    """A connection that the owner's end cut off in the middle of a word is forgotten like any other."""
+    spoken = threading.Event()
+
+    def run():
+        sock, _ = fake.listener.accept()
+        with sock:
+            socket.send_fds(sock, [messages.WELCOME], [table])
+            sock.recv(100)
+            sock.send(messages.pack(messages.NO_SEGMENT, 1))
+            spoken.wait(30)
+
+    fake.threads.append(threading.Thread(target=run, daemon=True))
+    fake.threads[-1].start()
+    with pytest.raises(StaleHandle):
+        reader.open(fake.handle)
+    owner = reader._owners[fake.name]
+    assert owner.is_alive()
+    owner.sock.send(messages.pack(messages.WAKE))
+    spoken.set()
+    fake.threads[-1].join(30)
+    reader.housekeep()
+    assert not reader._owners
+
+
 # -- owners that come and go ------------------------------------------------------------------------------------------
 
 

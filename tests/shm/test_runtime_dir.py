@@ -150,6 +150,13 @@ def test_a_live_socket_whose_queue_is_full_is_not_swept(folder):
             peer.close()
 
 
+def test_a_live_socket_of_another_kind_is_not_swept(folder):
+    """Whatever somebody listens on stays, even what no pool would make."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(folder / "pool-other.sock"))
+        assert sweep(folder) == []
+
+
 def test_a_socket_that_never_got_its_name_is_swept_once_it_is_old(folder):
     """What a process killed while it started left behind is removed, but not while it may still be starting."""
     fresh = folder / "pool-0.sock.new"

@@ -1,0 +1,108 @@
+"""Writes docs/contracts.md: every name of the contracts, its kind and module, one line, and where it differs and why.
+
+`python scripts/generate_contracts.py`, after a change of a contract or of `tests/proto/contract_table.py`; a test fails
+while the page is not current.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensoryard.proto
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "contracts.md"
+
+sys.path.append(str(ROOT / "tests" / "proto"))
+import contract_table  # noqa: E402 - it lies beside the tests, which are no package
+
+HEAD = """# Contracts
+
+The names that `tensoryard.proto` shares with the interface it follows, the MAX pipeline interfaces. Fields, defaults,
+enum values and signatures are matched, so that code written against that interface runs after a change of its import
+line; where ours differs, it says how and why. Two versions of that interface are in use: what exists only in the older
+one (26.3) follows it, and what the newer one (26.7) fixed or widened follows that.
+
+This page is made by `scripts/generate_contracts.py` from `tests/proto/contract_table.py`, which a test holds the code
+to. Every error is one of `tensoryard.errors`; those for wrong input are a `ValueError` too.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for section in contract_table.SECTIONS:
+        contracts = [contract for contract in contract_table.CONTRACTS if contract.section == section]
+        parts.append(f"## {section}\n")
+        parts.append("| name | kind | module | what it is |\n|---|---|---|---|")
+        parts.extend(_row(contract) for contract in contracts)
+        differences = [line for contract in contracts for line in _differences(contract)]
+        if differences:
+            parts.extend(["\nWhere ours differs:\n", *differences])
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(contract: Any) -> str:
+    value = getattr(tensoryard.proto, contract.name)
+    kind = contract.ours["kind"]
+    return f"| `{contract.name}` | {kind} | {_module(contract.name, value)} | {_line(contract, value)} |"
+
+
+def _module(name: str, value: Any) -> str:
+    """The module of ours that a name is defined in."""
+    found = getattr(value, "__module__", "")
+    if isinstance(value, type) or inspect.isfunction(value):
+        return f"`{found.removeprefix('tensoryard.')}`"
+    # Aliases, type variables and constants do not know: the first module, by name, that binds it and imports it not.
+    for module_name, module in sorted(sys.modules.items()):
+        if module_name.startswith("tensoryard.proto.") and vars(module).get(name) is value and _binds(module, name):
+            return f"`{module_name.removeprefix('tensoryard.')}`"
+    raise LookupError(f"no module of the contracts binds {name}")
+
+
+def _binds(module: Any, name: str) -> bool:
+    return any(line.startswith((f"{name} =", f"{name}:")) for line in inspect.getsource(module).splitlines())
+
+
+def _line(contract: Any, value: Any) -> str:
+    text = contract.line or (inspect.getdoc(value) or "").split("\n\n")[0]
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _differences(contract: Any) -> list[str]:
+    return [f"- `{contract.name}`: {difference.why}{_how(contract, difference)}." for difference in contract.differs]
+
+
+def _how(contract: Any, difference: Any) -> str:
+    """The facts that differ, in short."""
+    still = {_name(key): key for key in difference.has}
+    changes = [f"no {_subject(key)}" for key in difference.lacks if _name(key) not in still]
+    changes += [f"{_subject(key)} is no {key.partition(' ')[0]}" for key in difference.lacks if _name(key) in still]
+    for key, text in difference.has.items():
+        if key in contract.reference:
+            changes.append(f"{_subject(key)} `{contract.reference[key]}` → `{text}`")
+        elif key not in {"call", *(still[_name(lacked)] for lacked in difference.lacks if _name(lacked) in still)}:
+            changes.append(f"also {_subject(key)}" if _name(key) != "wire" else f"{_subject(key)} `{text}`")
+    return f" ({'; '.join(changes)})" if changes else ""
+
+
+def _name(key: str) -> str:
+    return key.partition(" ")[2] or key
+
+
+def _subject(key: str) -> str:
+    word, _, name = key.partition(" ")
+    return f"`{name}`" if name else {"call": "signature", "wire": "wire form"}.get(word, word)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()

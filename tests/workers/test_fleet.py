@@ -1,0 +1,475 @@
+"""The fleet: as many workers as wanted, no more, whatever ends, fails, hangs, changes or is told twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import tensoryard as ty
+from tensoryard.workers.fleet import (
+    MAX_START_FAILURES,
+    QUICK_DEATH_S,
+    Announce,
+    Drain,
+    Effect,
+    Finished,
+    Fleet,
+    Kill,
+    Launch,
+    MemberState,
+)
+
+from .support import deployment_of
+
+
+def wanted(model: str = "m", replicas: int = 1, **fields: Any) -> ty.Deployment:
+    return deployment_of("mod:create", model=model, replicas=replicas, **fields)
+
+
+def launched(effects: Sequence[Effect]) -> list[str]:
+    return [effect.name for effect in effects if isinstance(effect, Launch)]
+
+
+def killed(effects: Sequence[Effect]) -> list[str]:
+    return [effect.name for effect in effects if isinstance(effect, Kill)]
+
+
+def drained(effects: Sequence[Effect]) -> list[str]:
+    return [effect.name for effect in effects if isinstance(effect, Drain)]
+
+
+def announced(effects: Sequence[Effect]) -> dict[str, str]:
+    """Model to trouble, of the last list told."""
+    told = [effect for effect in effects if isinstance(effect, Announce)]
+    return {deployment.model: unhealthy for deployment, unhealthy in told[-1].expected} if told else {}
+
+
+def started(replicas: int = 1, **fields: Any) -> tuple[Fleet, list[str]]:
+    """A fleet at time 0 whose workers are all ready."""
+    fleet = Fleet(**fields)
+    names = launched(fleet.deploy([wanted(replicas=replicas)], 0.0))
+    for name in names:
+        assert fleet.worker_ready(name, 0.0) == []
+    return fleet, names
+
+
+def fail(fleet: Fleet, name: str, at: float, text: str = "ValueError: no weights") -> list[Effect]:
+    """A worker that told why it cannot start, and ended."""
+    assert fleet.start_failed(name, text) == []
+    return fleet.worker_ended(name, "its process ended with code 3", at)
+
+
+# -- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_deployment_gets_its_workers():
+    """As many launches as replicas, each under a name of its own; the coordinator is told what to expect."""
+    fleet = Fleet()
+    effects = fleet.deploy([wanted("a", 3), wanted("b", 0)], 0.0)
+    assert announced(effects) == {"a": "", "b": ""}
+    assert len(set(launched(effects))) == 3
+    assert [effect.deployment.model for effect in effects if isinstance(effect, Launch)] == ["a"] * 3
+    assert fleet.tick(1.0) == []
+    assert fleet.expected() == effects[0]
+
+
+def test_what_ends_is_replaced():
+    """A worker that served for a while and died is replaced at once, under a new name."""
+    fleet, [name, _] = started(2)
+    effects = fleet.worker_ended(name, "killed by signal 9", QUICK_DEATH_S)
+    assert len(launched(effects)) == 1
+    assert launched(effects) != [name]
+    assert fleet.worker_ended(name, "again", QUICK_DEATH_S) == []
+
+
+def test_growing_and_shrinking_leave_the_others_alone():
+    """More replicas: only what is missing starts. Fewer: the newest are drained, those that do not serve yet first."""
+    fleet, [first] = started(1)
+    [second] = launched(fleet.deploy([wanted(replicas=2)], 1.0))
+    fleet.worker_ready(second, 2.0)
+    [third, fourth] = launched(fleet.deploy([wanted(replicas=4)], 3.0))
+    effects = fleet.deploy([wanted(replicas=1)], 4.0)
+    assert set(killed(effects)) == {third, fourth}
+    assert drained(effects) == [second]
+    for name in (second, third, fourth):
+        assert launched(fleet.worker_ended(name, "gone", 5.0)) == []
+    assert [member.name for member in fleet.members] == [first]
+
+
+def test_one_that_starts_goes_before_one_that_serves():
+    """Shrinking takes a worker that is still loading, even if it was launched before the one that serves."""
+    fleet = Fleet()
+    slow, quick = launched(fleet.deploy([wanted(replicas=2)], 0.0))
+    fleet.worker_ready(quick, 5.0)
+    effects = fleet.deploy([wanted(replicas=1)], 6.0)
+    assert (killed(effects), drained(effects)) == ([slow], [])
+
+
+def test_changed_options_replace_the_workers():
+    """Old ones finish what they hold, new ones start with the new options; nothing is counted as a failure."""
+    fleet, old = started(2)
+    changed = wanted(replicas=2, options={"a": 1})
+    effects = fleet.deploy([changed], 1.0)
+    new = launched(effects)
+    assert drained(effects) == old
+    assert len(new) == 2
+    assert all(effect.deployment == changed for effect in effects if isinstance(effect, Launch))
+    for name in old:
+        assert fleet.worker_ended(name, "drained", 2.0) == []
+    assert sorted(member.name for member in fleet.members) == sorted(new)
+
+
+def test_a_deployment_that_is_gone_ends():
+    """Its workers are drained, those still loading killed, and none comes back."""
+    fleet, [ready] = started(1)
+    [starting] = launched(fleet.deploy([wanted(replicas=2)], 1.0))
+    effects = fleet.deploy([wanted("other", 0)], 2.0)
+    assert (drained(effects), killed(effects)) == ([ready], [starting])
+    assert announced(effects) == {"other": ""}
+    for name in (ready, starting):
+        assert fleet.worker_ended(name, "gone", 3.0) == []
+    assert fleet.members == []
+
+
+def test_the_same_list_again_changes_nothing():
+    """Deploying what is deployed only tells the coordinator again."""
+    fleet, _ = started(2)
+    effects = fleet.deploy([wanted(replicas=2)], 1.0)
+    assert effects == [fleet.expected()]
+
+
+@pytest.mark.parametrize("name", ["stranger", ""])
+def test_strangers_change_nothing(name):
+    """Word about workers that are not the fleet's is ignored."""
+    fleet, _ = started(1)
+    assert fleet.worker_ready(name, 1.0) == []
+    assert fleet.start_failed(name, "x") == []
+    assert fleet.worker_lost(name, "x") == []
+    assert fleet.worker_ended(name, "x", 1.0) == []
+    assert len(fleet.members) == 1
+
+
+# -- trouble ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_start_is_tried_again_later_and_later():
+    """Half a second, then a second; never while the delay lasts."""
+    fleet = Fleet()
+    [name] = launched(fleet.deploy([wanted()], 0.0))
+    assert fail(fleet, name, 10.0) == []
+    assert fleet.tick(10.4) == []
+    [name] = launched(fleet.tick(10.5))
+    assert fail(fleet, name, 20.0) == []
+    assert fleet.tick(20.9) == []
+    assert len(launched(fleet.tick(21.0))) == 1
+
+
+def given_up() -> Fleet:
+    """A fleet whose one deployment is unhealthy, at time 100."""
+    fleet = Fleet()
+    fleet.deploy([wanted()], 0.0)
+    for failure in range(MAX_START_FAILURES):
+        [member] = fleet.members
+        effects = fail(fleet, member.name, 10.0 * failure, f"Traceback ...\nValueError: number {failure}")
+        fleet.tick(10.0 * failure + 5.0)
+    assert list(announced(effects)) == ["m"]
+    return fleet
+
+
+def test_a_deployment_that_never_starts_is_given_up():
+    """After three failures in a row: the coordinator is told the traceback, and nothing more is launched."""
+    fleet = given_up()
+    assert fleet.members == []
+    assert fleet.tick(1e9) == []
+    [(_, unhealthy)] = fleet.expected().expected
+    assert unhealthy == "3 workers in a row failed to start; the last: Traceback ...\nValueError: number 2"
+
+
+def test_a_changed_deployment_gets_a_fresh_start():
+    """New options: healthy again, and launched at once."""
+    effects = given_up().deploy([wanted(options={"a": 1})], 100.0)
+    assert announced(effects) == {"m": ""}
+    assert len(launched(effects)) == 1
+
+
+def test_deploying_again_gives_another_chance():
+    """The same deployment, when what it lacked is there now: healthy until it has failed three times again."""
+    fleet = given_up()
+    effects = fleet.deploy([wanted()], 100.0)
+    assert announced(effects) == {"m": ""}
+    [name] = launched(effects)
+    assert announced(fail(fleet, name, 101.0)) == {}
+
+
+def test_more_replicas_of_what_is_given_up_are_another_chance_too():
+    """Scaling is deploying."""
+    assert len(launched(given_up().deploy([wanted(replicas=3)], 100.0))) == 3
+
+
+def test_one_that_starts_at_last_makes_its_deployment_healthy():
+    """Of several that started together, one was slow: it serves, the coordinator hears so, the rest is tried again."""
+    fleet = Fleet()
+    names = launched(fleet.deploy([wanted(replicas=4)], 0.0))
+    for name in names[:3]:
+        effects = fail(fleet, name, 1.0)
+    assert "no weights" in announced(effects)["m"]
+    assert announced(fleet.worker_ready(names[3], 2.0)) == {"m": ""}
+    assert len(launched(fleet.tick(100.0))) == 3
+
+
+def test_failures_are_counted_in_a_row():
+    """A start that succeeds makes up for those before."""
+    fleet = Fleet()
+    fleet.deploy([wanted()], 0.0)
+    at = 0.0
+    for _ in range(2 * MAX_START_FAILURES):
+        for _ in range(MAX_START_FAILURES - 1):
+            at += 100.0
+            assert announced(fail(fleet, fleet.members[0].name, at)) == {}
+            at += 100.0
+            fleet.tick(at)
+        fleet.worker_ready(fleet.members[0].name, at)
+        fleet.worker_ended(fleet.members[0].name, "killed", at + 50.0)
+
+
+def test_a_death_without_a_word_while_starting_is_a_failure_too():
+    """Killed by the system while it loads: three times, and the process's end is the reason told."""
+    fleet = Fleet()
+    fleet.deploy([wanted()], 0.0)
+    for number in range(3):
+        effects = fleet.worker_ended(fleet.members[0].name, "its process was killed by signal 9", 10.0 * number)
+        fleet.tick(10.0 * number + 5.0)
+    assert "the last: its process was killed by signal 9" in announced(effects)["m"]
+
+
+def test_workers_that_die_young_are_replaced_with_growing_delay():
+    """The first at once, the next ones later and later, up to a bound; one long life, and all is well again."""
+    fleet, [name] = started(1)
+    at, delays = 0.0, []
+    for _ in range(9):
+        at += 1.0
+        effects = fleet.worker_ended(name, "killed", at)
+        died = at
+        while not launched(effects):
+            at += 0.5
+            effects = fleet.tick(at)
+        delays.append(at - died)
+        [name] = launched(effects)
+        fleet.worker_ready(name, at)
+    assert delays == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0]
+    assert launched(fleet.worker_ended(name, "killed", at + QUICK_DEATH_S)) != []
+
+
+def test_a_long_life_does_not_shorten_the_wait_of_others():
+    """A delay that failing starts have earned outlasts the death of an old worker."""
+    fleet, [old] = started(1)
+    [new] = launched(fleet.deploy([wanted(replicas=2)], 100.0))
+    assert fail(fleet, new, 100.0) == []
+    assert fleet.worker_ended(old, "killed", 100.1) == []
+    assert len(launched(fleet.tick(100.5))) == 2
+
+
+@pytest.mark.parametrize("state", [MemberState.STARTING, MemberState.READY])
+def test_a_worker_that_the_coordinator_lost_is_killed(state):
+    """Hung or silent, it may still run: it must go, and its end counts once."""
+    fleet = Fleet()
+    [name] = launched(fleet.deploy([wanted()], 0.0))
+    if state is MemberState.READY:
+        fleet.worker_ready(name, 1.0)
+    assert fleet.worker_lost(name, "worker m-1 made no progress for 300 s") == [Kill(name=name)]
+    assert len(fleet.members) == 1
+    fleet.worker_ended(name, "its process was killed by signal 9", 50.0)
+    assert len(launched(fleet.tick(100.0)) + fleet.members) >= 1
+    assert name not in [member.name for member in fleet.members]
+
+
+def test_a_worker_that_never_gets_ready_is_killed():
+    """After the limit, once per limit; then its death is a failed start with that reason."""
+    fleet = Fleet(start_limit_s=300.0)
+    [name] = launched(fleet.deploy([wanted()], 0.0))
+    assert fleet.tick(300.0) == []
+    assert killed(fleet.tick(301.0)) == [name]
+    assert fleet.tick(302.0) == []
+    fleet.worker_ended(name, "its process was killed by signal 9", 303.0)
+    for number in range(2):
+        [member] = fleet.members or [fleet.tick(400.0 * (number + 1))[0]]
+        effects = fleet.worker_ended(member.name, "x", 500.0 * (number + 1))
+    assert announced(effects)["m"].startswith("3 workers in a row failed to start")
+
+
+def test_a_worker_that_does_not_drain_is_killed():
+    """After the limit; nobody takes its place, since nobody wants one."""
+    fleet, [name] = started(1, drain_s=30.0)
+    assert drained(fleet.deploy([wanted(replicas=0)], 10.0)) == [name]
+    assert fleet.worker_lost(name, "left") == []
+    assert fleet.tick(40.0) == []
+    assert killed(fleet.tick(40.1)) == [name]
+    assert fleet.worker_ended(name, "killed", 41.0) == []
+    assert fleet.members == []
+
+
+# -- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_stopping_drains_all_and_tells_once_when_all_have_ended():
+    """Workers that serve are drained, those that load killed; `Finished` comes after the last, and only once."""
+    fleet, [ready] = started(1)
+    [starting] = launched(fleet.deploy([wanted(replicas=2)], 1.0))
+    effects = fleet.stop(2.0)
+    assert (drained(effects), killed(effects)) == ([ready], [starting])
+    assert fleet.worker_ended(starting, "killed", 3.0) == []
+    assert fleet.worker_ended(ready, "drained", 4.0) == [Finished()]
+    assert fleet.tick(5.0) == []
+    assert fleet.stop(6.0) == []
+
+
+def test_stopping_with_nobody_there_is_finished_at_once():
+    """An empty fleet has nothing to wait for."""
+    fleet = Fleet()
+    assert fleet.stop(0.0) == [Finished()]
+    assert fleet.stop(1.0) == []
+
+
+def test_nothing_is_deployed_after_the_end():
+    """A late order starts no worker that nobody would end."""
+    fleet, [name] = started(1)
+    fleet.stop(1.0)
+    assert fleet.deploy([wanted(replicas=5)], 2.0) == []
+    assert fleet.worker_ended(name, "drained", 3.0) == [Finished()]
+    assert fleet.deploy([wanted(replicas=5)], 4.0) == []
+    assert fleet.members == []
+
+
+def test_a_worker_that_gets_ready_while_it_is_dismissed_stays_dismissed():
+    """READY crosses the order to end: it is killed or drained all the same."""
+    fleet = Fleet()
+    [name] = launched(fleet.deploy([wanted()], 0.0))
+    fleet.stop(1.0)
+    assert fleet.worker_ready(name, 2.0) == []
+    assert [member.state for member in fleet.members] == [MemberState.DRAINING]
+
+
+# -- anything at any time ---------------------------------------------------------------------------------------------
+
+models = st.sampled_from(["a", "b", "a-1"])
+deployments = st.lists(
+    st.builds(lambda model, replicas, version: wanted(model, replicas, options={"v": version}), models, st.integers(0, 4), st.integers(0, 2)),
+    max_size=4,
+).map(lambda many: list({deployment.model: deployment for deployment in many}.values()))
+
+
+class AnyCourse(RuleBasedStateMachine):
+    """A world of processes that start, serve, fail, die and are killed, in any order, around one fleet."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.fleet = Fleet(start_limit_s=50.0, drain_s=20.0)
+        self.at = 0.0
+        #: Processes that run, and what they are: launched with, told to end or not.
+        self.alive: dict[str, ty.Deployment] = {}
+        self.doomed: set[str] = set()
+        self.ever: set[str] = set()
+        self.wanted: dict[str, ty.Deployment] = {}
+        self.stopping = False
+        self.finished = 0
+
+    def see(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Launch(name=name, deployment=deployment):
+                    assert name not in self.ever, "a name is used twice"
+                    assert not self.stopping, "launched after the end"
+                    assert deployment == self.wanted[deployment.name]
+                    self.ever.add(name)
+                    self.alive[name] = deployment
+                case Drain(name=name):
+                    assert name in self.alive
+                    assert name not in self.doomed, "told to end twice"
+                    self.doomed.add(name)
+                case Kill(name=name):
+                    assert name in self.alive, "killed what does not run"
+                    self.doomed.add(name)
+                case Announce(expected=expected):
+                    assert {deployment.name: deployment for deployment, _ in expected} == self.wanted
+                case Finished():
+                    assert self.stopping
+                    assert not self.alive, "finished while workers run"
+                    self.finished += 1
+
+    @rule(many=deployments)
+    def deploy(self, many: list[ty.Deployment]) -> None:
+        if not self.stopping:
+            self.wanted = {deployment.name: deployment for deployment in many}
+        self.see(self.fleet.deploy(many, self.at))
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 0.6, 3.0, 25.0, 60.0]))
+    def tick(self, seconds: float) -> None:
+        self.at += seconds
+        self.see(self.fleet.tick(self.at))
+
+    def any_name(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from([*sorted(self.ever), "stranger"]))
+
+    @rule(data=st.data())
+    def ready(self, data: st.DataObject) -> None:
+        self.see(self.fleet.worker_ready(self.any_name(data), self.at))
+
+    @rule(data=st.data())
+    def start_failed(self, data: st.DataObject) -> None:
+        self.see(self.fleet.start_failed(self.any_name(data), "Traceback"))
+
+    @rule(data=st.data())
+    def lost(self, data: st.DataObject) -> None:
+        self.see(self.fleet.worker_lost(self.any_name(data), "it hung"))
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def ended(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        del self.alive[name]
+        self.doomed.discard(name)
+        self.see(self.fleet.worker_ended(name, "its process ended", self.at))
+        self.see(self.fleet.worker_ended(name, "its process ended", self.at))
+
+    @precondition(lambda self: len(self.ever) > 3)
+    @rule()
+    def stop(self) -> None:
+        self.stopping, self.wanted = True, {}
+        self.see(self.fleet.stop(self.at))
+
+    @invariant()
+    def holds(self) -> None:
+        self.fleet.check_invariants()
+        assert sorted(member.name for member in self.fleet.members) == sorted(self.alive)
+        assert self.finished <= 1
+        for name, deployment in self.wanted.items():
+            serving = [n for n, d in self.alive.items() if d.name == name and n not in self.doomed]
+            assert len(serving) <= deployment.replicas
+
+    def teardown(self) -> None:
+        """Left in peace, with every process doing as it is told, the fleet gets to what is wanted."""
+        if not hasattr(self, "fleet"):
+            return
+        self.see(self.fleet.deploy(list(self.wanted.values()), self.at))
+        for _ in range(6):
+            for name in sorted(self.doomed):
+                self.doomed.discard(name)
+                del self.alive[name]
+                self.see(self.fleet.worker_ended(name, "its process ended", self.at))
+            for name in sorted(self.alive):
+                self.see(self.fleet.worker_ready(name, self.at))
+            self.tick(16.0)
+            self.holds()
+        counts = {name: sum(d.name == name for d in self.alive.values()) for name in self.wanted}
+        assert counts == {name: deployment.replicas for name, deployment in self.wanted.items()}
+        assert len(self.alive) == sum(counts.values())
+        assert self.finished == self.stopping
+
+
+TestAnyCourse = AnyCourse.TestCase
+TestAnyCourse.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
