@@ -116,30 +116,30 @@ def _claim(path: Path, patience_s: float) -> int:
 
 def read_connection(name: str = "default") -> Connection:
     """The running coordinator of that name; NotConnected when there is none."""
-    folder = runtime_dir()
-    path = folder / f"{check_name(name)}.json"
-    try:
-        connection = msgspec.json.decode(path.read_bytes(), type=Connection)
-    except (FileNotFoundError, msgspec.DecodeError):
-        raise NotConnected(_none_text(name)) from None
-    if not _is_locked(folder / f"{name}.lock"):
+    connection = _live(check_name(name))
+    if connection is None:
         raise NotConnected(_none_text(name))
     return connection
 
 
 def connections() -> list[Connection]:
     """Every coordinator that runs on this host under this user."""
-    found = []
-    for path in sorted(runtime_dir().glob("*.json")):
-        try:
-            found.append(read_connection(path.stem))
-        except (NotConnected, ConfigError):
-            continue
-    return found
+    found = (_live(path.stem) for path in sorted(runtime_dir().glob("*.json")))
+    return [connection for connection in found if connection is not None]
+
+
+def _live(name: str) -> Connection | None:
+    """What the file of a name says, if its coordinator lives."""
+    folder = runtime_dir()
+    try:
+        connection = msgspec.json.decode((folder / f"{name}.json").read_bytes(), type=Connection)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+    return connection if _is_locked(folder / f"{name}.lock") else None
 
 
 def _none_text(name: str) -> str:
-    others = [f"{found.name!r}" for found in connections() if found.name != name] if name == "default" else []
+    others = [repr(connection.name) for connection in connections()]
     hint = f"; running are {', '.join(others)}" if others else ""
     return (
         f"no coordinator named {name!r} runs on this host{hint}; start one with `tensoryard up FILE`, "

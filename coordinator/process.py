@@ -250,13 +250,6 @@ class Coordinator:
                     self._handle(beat)
             case wire.Disconnect():
                 self._lose(peer, "left")
-            case wire.AskStatus():
-                self._send(peer, wire.Report(query=message.query), [msgspec.msgpack.encode(self.status())])
-            case wire.AskStory():
-                story = self.router.story(message.request_id)
-                self._send(peer, wire.Report(query=message.query), [msgspec.msgpack.encode(story)])
-            case wire.Shutdown():
-                self._begin_shutdown(now)
             case _:
                 _SERVES[peer.role](self, peer, message, body, now)
 
@@ -302,6 +295,13 @@ class Coordinator:
                 self._submit(peer, message, body, now)
             case wire.Cancel():
                 self._handle(ev.CancelAsked(at=now, client=peer.name, request_id=message.request_id))
+            case wire.AskStatus():
+                self._send(peer, wire.Report(query=message.query), [msgspec.msgpack.encode(self.status())])
+            case wire.AskStory():
+                story = self.router.story(message.request_id)
+                self._send(peer, wire.Report(query=message.query), [msgspec.msgpack.encode(story)])
+            case wire.Shutdown():
+                self._begin_shutdown(now)
             case _:
                 raise errors.ProtocolError(f"a client does not send {type(message).__name__}")
 

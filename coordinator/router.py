@@ -586,13 +586,9 @@ class Router:
         """Requests must not wait for ever for a model that no worker serves and none is going to."""
         if model.workers:
             return
-        if not self.accepting:
-            text = f"the cluster is shutting down, and no worker of model {model.name!r} is left"
-            self._fail_waiting(model, errors.ShuttingDown.code, text)
-            del self.models[model.name]
-        elif not model.expected:
-            text = f"no worker of model {model.name!r} is left and none is expected"
-            self._fail_waiting(model, errors.WorkerLost.code, text)
+        if not model.expected or not self.accepting:
+            why = "none is expected" if self.accepting else "the cluster is shutting down"
+            self._fail_waiting(model, errors.WorkerLost.code, f"no worker of model {model.name!r} is left and {why}")
             del self.models[model.name]
         elif model.unhealthy:
             self._fail_waiting(model, errors.DeploymentUnhealthy.code, _unhealthy_text(model))

@@ -32,9 +32,6 @@ from .text import duration, say, several, size, table
 if TYPE_CHECKING:  # `status` and `down` do without what `local` imports
     from .local import Yard
 
-#: What a runtime of `local` may be.
-RUNTIMES = ("ray", "process")
-
 #: How often a condition that gives no event is looked at.
 _POLL_S = 0.05
 #: A reader holds the lock for microseconds while it looks; a starting `up` tries again for this long.

@@ -93,6 +93,17 @@ class Serving:
         self.close()
 
 
+@contextlib.contextmanager
+def stepped(settings: Settings = CALM) -> Iterator[Coordinator]:
+    """A coordinator that takes its turns when the test says so."""
+    coordinator = Coordinator(name=f"t{secrets.token_hex(4)}", settings=settings)
+    try:
+        yield coordinator
+    finally:
+        coordinator.stop()
+        coordinator.run()
+
+
 class Peer:
     """One peer, driven by the test."""
 
@@ -108,8 +119,10 @@ class Peer:
         self.link = ZmqPeer(address)
         self.role = role
         self.name = name or f"{role}-{secrets.token_hex(3)}"
-        self._queries = 0
         self.welcome: Any = None
+        #: Called while it waits: beats, or makes a coordinator take its turns.
+        self.meanwhile: Callable[[], object] = lambda: None
+        self._queries = 0
         if hello:
             self.hello(**fields)
             self.welcome, _ = self.take(wire.Welcome)
@@ -119,10 +132,19 @@ class Peer:
         ours = {"host": host_name(), "pid": os.getpid(), "pid_namespace": pid_namespace()}
         self.send(wire.Hello(**{"version": wire.WIRE_VERSION, "role": self.role, "name": self.name, **ours, **fields}))
 
+    def settle(self) -> None:
+        """Wait until all that was sent before has been dealt with, and answered by nothing: a second HELLO tells."""
+        self.hello()
+        self.take(wire.Welcome)
+
     def ready(self, **fields: Any) -> None:
         """As a worker: say READY, and wait until that is known."""
         self.send(wire.Ready(**{**READY, **fields}))
-        self.status()
+        self.settle()
+
+    def beat(self) -> None:
+        """Say that it lives."""
+        self.send(wire.Heartbeat())
 
     def send(self, message: wire.Message, *body: Any) -> None:
         """Send a message."""
@@ -150,7 +172,8 @@ class Peer:
         while time.monotonic() < give_up:
             frames = self.link.receive()
             if frames is None:
-                self.link.pollable.poll(100)
+                self.meanwhile()
+                self.link.pollable.poll(20)
                 continue
             message = wire.decode(_DECODERS[self.role], frames[0])
             if kind is wire.Heartbeat or not isinstance(message, wire.Heartbeat):
@@ -165,7 +188,7 @@ class Peer:
         return self._queries
 
     def status(self) -> ClusterStatus:
-        """The cluster's status. All that was sent before has been dealt with then, and answered by nothing."""
+        """As a client: the cluster's status. All that was sent before has been dealt with, and answered by nothing."""
         query = self.ask_status()
         report, body = self.take(wire.Report)
         assert report.query == query
@@ -185,6 +208,8 @@ class Worker:
 
     def __init__(self, address: str, answer: Answer, **ready: Any) -> None:
         self.dispatched: list[wire.Dispatch] = []
+        self.cancelled: list[wire.CancelWork] = []
+        self.rejoins = 0
         self.failure: BaseException | None = None
         self._address, self._answer, self._ready = address, answer, {**READY, **ready}
         self._stop = threading.Event()
@@ -196,7 +221,8 @@ class Worker:
     def _run(self) -> None:
         peer = Peer(self._address, "worker")
         try:
-            peer.ready(**self._ready)
+            peer.send(wire.Ready(**self._ready))
+            peer.settle()
             self._known.set()
             next_beat = 0.0
             while not self._stop.is_set():
@@ -220,7 +246,10 @@ class Worker:
             case wire.Dispatch() as dispatch:
                 self.dispatched.append(dispatch)
                 self._answer(peer, dispatch, frames[1:])
+            case wire.CancelWork() as cancel:
+                self.cancelled.append(cancel)
             case wire.Rejoin():
+                self.rejoins += 1
                 peer.hello()
             case wire.Welcome():
                 peer.send(wire.Ready(**self._ready))

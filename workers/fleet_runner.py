@@ -17,6 +17,7 @@ from ..links import Frames, Session
 from ..proto import wire
 from ..proto.deployment import Deployment
 from ..settings import Settings
+from .engine import clean_text
 from .fleet import Announce, Drain, Effect, Finished, Fleet, Kill, Launch
 from .launchers import Launcher
 
@@ -107,7 +108,7 @@ class FleetRunner:
             case Drain():
                 self._session.post(wire.DrainWorker(worker=effect.name))
             case Kill():
-                log.warning("killing worker %s", effect.name)
+                log.info("killing worker %s", effect.name)
                 self._launcher.kill(effect.name)
             case Announce():
                 self._session.post(_deployments_message(effect))
@@ -166,7 +167,7 @@ def _deployments_message(effect: Announce) -> wire.Deployments:
                 model=deployment.model,
                 task=deployment.task.value,
                 replicas=deployment.replicas,
-                unhealthy=unhealthy[-60_000:],
+                unhealthy=clean_text(unhealthy[-60_000:], 60_000),
                 max_queued=deployment.max_queued,
                 max_queued_bytes=deployment.max_queued_bytes,
             )

@@ -21,6 +21,8 @@ from ..errors import ShuttingDown
 from ..proto.deployment import Deployment
 from ..settings import Settings
 
+#: What numerical libraries read for their number of threads.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 #: Called from any thread when a worker has ended: its name, and how.
 OnEnd = Callable[[str, str], None]
 
@@ -156,9 +158,13 @@ def child_environment(deployment: Deployment | None = None) -> dict[str, str]:
     """The environment of a child of ours.
 
     PYTHONSAFEPATH keeps the working folder off sys.path, where a folder `proto` would shadow the package that Ray's
-    dependencies use. A worker without a GPU of its own must not see anybody's.
+    dependencies use. A worker computes with as many threads as it was given CPUs, as under Ray: libraries that each take
+    all cores would stand in each other's way. One without a GPU of its own must not see anybody's.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-    if deployment is not None and not deployment.num_gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+    if deployment is not None:
+        for name in _THREAD_VARIABLES:
+            environment.setdefault(name, str(max(1, int(deployment.num_cpus))))
+        if not deployment.num_gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

@@ -371,20 +371,21 @@ def test_shutdown_refuses_what_is_new_and_finishes_the_rest(yard):
 
 
 def test_shutdown_leaves_nobody_waiting(yard):
-    """What still waits when a model's last worker has left fails, though a fleet expects the model: none will come."""
+    """What still waits when a model's last worker has left fails, whatever a fleet expects: no other will come."""
     yard.expect("m", "n")
     yard.submit("nobody comes", model="n")
     yard.start("w")
     yard.submit("running")
     yard.submit("waiting")
     yard.feed(ev.ShutdownAsked)
-    assert yard.ends("nobody comes") == ["shutting_down"]
+    assert yard.ends("nobody comes") == ["worker_lost"]
     yard.drain("w")
     yard.answer("w", "running")
     assert yard.ends("waiting") == []
     yard.gone("w", "left")
     assert yard.ends("running") == ["done"]
-    assert yard.ends("waiting") == ["shutting_down"]
+    assert yard.ends("waiting") == ["worker_lost"]
+    assert "shutting down" in yard.of(ev.SendError)[-1].text
     yard.expect("m", "n")
     assert yard.router.models == {}
 

@@ -1200,7 +1200,7 @@ contract(
     ),
     Differs(
         "`current_position` is where the window ends, whatever the offset; a reset forgets the offset; a call that "
-        "raises has changed nothing; the caller's array is copied; negative ids are refused",
+        "raises has changed nothing; the caller's array is copied; a negative id cannot be appended",
     ),
 )
 

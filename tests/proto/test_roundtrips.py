@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import tensoryard.proto as proto
+from tensoryard.errors import DecodeError
 from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.open_responses_body import (
     AllowedToolChoice,
@@ -753,6 +754,26 @@ def test_messages_of_several_kinds_side_by_side(requests):
     for kind in (proto.TextGenerationRequest, proto.EmbeddingsRequest):
         part = {key: request for key, request in sent.items() if isinstance(request, kind)}
         assert same(part, decode_body(encode_body(part).frames, dict[str, kind]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_low_precision_floats_in_messages(pool, reader, way, name):
+    """bfloat16 and float8 arrays arrive to the bit where floats are declared, and are refused where float32 is."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    values = np.arange(256, dtype=np.uint8)
+    bits = values.astype(np.uint16) << 8 | values if name == "bfloat16" else values
+    array = bits.view(getattr(ml_dtypes, name)).reshape(2, 128)
+    for sent in (
+        proto.EmbeddingsGenerationOutput(array),
+        proto.PixelGenerationRequest(model="m", images=[array], options={"deep": [array[0]]}),
+        proto.ImageMetadata(start_idx=0, end_idx=1, pixel_values=array),
+        proto.EmbeddingsRequest(model="m", input=[array, array[1, ::2]]),
+    ):
+        assert same(sent, travelled(sent, type(sent), way, pool, reader))
+    sound = proto.AudioGenerationOutput(proto.GenerationStatus.ACTIVE, 1, array)
+    with pytest.raises(DecodeError, match=f"float32 is expected, not of {name}"):
+        travelled(sound, proto.AudioGenerationOutput, way, pool, reader)
 
 
 def test_the_comparison_sees_differences():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 from itertools import count, pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -248,7 +250,11 @@ READ = {
             answer(("g", '{"a": "1", "b": "2"}'), content="after"),
         ),
         (
-            "<function=f><parameter=n>five</parameter><parameter=any>[1, 2]</parameter><parameter=many>\n[\n]\n</parameter></function>",
+            (
+                "<function=f>"
+                "<parameter=n>five</parameter><parameter=any>[1, 2]</parameter><parameter=many>\n[\n]\n</parameter>"
+                "</function>"
+            ),
             answer(("f", '{"n": "five", "any": [1, 2], "many": [\n]}')),
         ),
         ("<function=f><parameter=any>plain</parameter></function>", answer(("f", '{"any": "plain"}'))),
@@ -288,13 +294,18 @@ READ = {
     ],
     "harmony": [
         (
-            "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary to=functions.f "
-            '<|constrain|>json<|message|>{"n": 1}<|call|>',
+            (
+                "<|channel|>analysis<|message|>Let me see.<|end|>"
+                '<|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"n": 1}<|call|>'
+            ),
             answer(("f", '{"n": 1}')),
         ),
         (
-            "<|channel|>commentary<|message|>I will.<|end|><|start|>assistant to=functions.f<|channel|>commentary json"
-            "<|message|>{}<|call|><|start|>assistant<|channel|>final<|message|>Done.<|return|>",
+            (
+                "<|channel|>commentary<|message|>I will.<|end|>"
+                "<|start|>assistant to=functions.f<|channel|>commentary json<|message|>{}<|call|>"
+                "<|start|>assistant<|channel|>final<|message|>Done.<|return|>"
+            ),
             answer(("f",), content="I will.Done."),
         ),
         (' to=functions.g<|channel|>commentary<|message|>\n{"a": "<|end|>"}\n', answer(("g", '{"a": "<|end|>"}'))),
@@ -814,19 +825,21 @@ def work(monkeypatch):
 def test_weakness_44_work_is_linear(work, name, unit, size):
     """Four times the text is four times the work, in pieces of any size; each character is looked at a few times."""
 
-    def cost(length):
-        text = (unit * (length // len(unit) + 1))[:length]
-        pieces = [text[at : at + size] for at in range(0, length, size)]
+    repeats = -(-2_500 // len(unit))
+
+    def cost(times):
+        text = unit * repeats * times
+        pieces = [text[at : at + size] for at in range(0, len(text), size)]
         parser = fresh(name)
         before = work["count"]
         deltas = streamed(parser, pieces)
         sent = sum(len(each.content or "") + len(each.arguments or "") + len(each.name or "") for each in deltas)
-        assert sent <= 2 * length + 100
+        assert sent <= 2 * len(text)
         return work["count"] - before
 
-    small, large = cost(4_000), cost(16_000)
+    small, large = cost(1), cost(4)
     assert large <= 4.2 * small
-    assert large <= 12 * 16_000
+    assert small <= 12 * repeats * len(unit)
 
 
 @pytest.mark.parametrize("name", TOOL_PARSERS)
@@ -839,3 +852,11 @@ def test_what_is_held_back_in_text_is_bounded(name):
         deltas = parser.parse_delta(character)
         sent += 1 if deltas is None else sum(len(delta.content) for delta in deltas)
         assert taken - sent < 32
+
+
+def test_the_examples_of_the_documentation():
+    """Each does what it says."""
+    page = Path(__file__).parents[2] / "docs" / "parsers.md"
+    failed, attempted = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+    assert attempted > 15
+    assert failed == 0

@@ -1,7 +1,7 @@
 """The 48 known weaknesses of the interface that the contracts follow, none of which ours may have.
 
-Each has at least one test named `test_weakness_NN_...` somewhere in this folder; those that concern one module stand
-with the tests of that module, the rest here. `HELD_BY` and `NOT_OURS` are the index of the others; a test keeps it.
+Each has at least one test named `test_weakness_NN_...` somewhere under tests/; those that concern one module stand with
+the tests of that module, the rest here. `HELD_BY`, `NOT_OURS` and `PARTS` are the index of the others; a test keeps it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import threading
 import time
 import tracemalloc
 from collections import defaultdict
-from multiprocessing import resource_tracker, shared_memory
+from multiprocessing import shared_memory
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -56,11 +57,19 @@ HELD_BY = {
 #: Weaknesses of code that there is nothing like in ours, and why.
 NOT_OURS: dict[int, str] = {}
 
+#: Parts of a weakness that no test of its number holds, and why.
+PARTS = {
+    15: "buffers of `msgpack_numpy_oob_encoder` are views of the arrays, as its docstring says; the worker copies them "
+    "before they wait for a socket, a client outside the host does not yet",
+    47: "no worker serves LoRA operations yet, so there are no replies to mismatch and no list to drift; a reply is "
+    "matched by RequestID like any other",
+}
+
 
 # -- the index --------------------------------------------------------------------------------------------------------
 
 
-def tests_in(path):
+def named_in(path):
     """The names of the tests in a file, each with its docstring."""
     tree = ast.parse(path.read_text())
     return {
@@ -74,7 +83,7 @@ def numbered():
     """The tests of each weakness, as pairs of file and name."""
     found = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
-        for name in tests_in(path):
+        for name in named_in(path):
             if match := re.match(r"test_weakness_(\d\d)_\w+", name):
                 found[int(match[1])].append((path.relative_to(TESTS).as_posix(), name))
     return found
@@ -86,20 +95,21 @@ def test_every_weakness_is_accounted_for():
     accounted = {*found, *HELD_BY, *NOT_OURS}
     assert sorted(accounted) == list(NUMBERS)
     assert not {*HELD_BY, *NOT_OURS} & set(found), "the index is out of date: these have tests of their own now"
-    assert all(len(reason) > 20 for reason in NOT_OURS.values())
+    assert all(len(reason) > 20 for reason in (*NOT_OURS.values(), *PARTS.values()))
+    assert set(PARTS) <= set(found), "a part of a weakness is left over only where the rest has a test"
 
 
 def test_the_index_names_tests_that_are_there():
     """What is said to hold a weakness exists, and says what it claims."""
     for entries in HELD_BY.values():
         for file, name in entries:
-            assert tests_in(TESTS / file).get(name), f"{file} has no {name} with a docstring"
+            assert named_in(TESTS / file).get(name), f"{file} has no {name} with a docstring"
 
 
 def test_numbers_are_well_formed():
     """No test is lost to a misspelt number."""
     for path in TESTS.rglob("test_*.py"):
-        for name in tests_in(path):
+        for name in named_in(path):
             if "weakness" in name and path != Path(__file__):
                 match = re.fullmatch(r"test_weakness_(\d\d)_[a-z0-9_]+", name)
                 assert match, f"{path.name}: {name}"
@@ -368,7 +378,7 @@ def test_weakness_10_what_is_declared_is_checked(declared):
 
 
 def test_weakness_10_lost_memory_is_told_apart(pool, reader):
-    """Memory that was there and is gone is an error of its own: sending again may help, as it never does for bad bytes."""
+    """Memory that was there and is gone is an error of its own, after which sending again may help."""
     encoded = encode_body(ARRAY, place=pool.publish)
     encoded.release()
     pool.place(ARRAY).release()
@@ -404,8 +414,6 @@ def test_weakness_11_no_message_can_name_memory_of_others(foreign, pool, reader)
     attached = shared_memory.SharedMemory(foreign.name)
     assert bytes(attached.buf[:6]) == b"secret"
     attached.close()
-    # Attaching registers the name a second time, and unlinking takes it off once.
-    resource_tracker.register(attached._name, "shared_memory")
 
 
 @pytest.mark.parametrize(
@@ -426,7 +434,7 @@ def test_weakness_12_a_dictionary_is_a_dictionary(foreign, reader, sentinel):
         body=OpenResponsesRequestBody(model="m", input="x", tools=[{"name": "f", "parameters": sent}]),
     )
     frames = [*encode_body(request).frames, b"123456"]
-    for kind in (proto.OpenResponsesRequest, dict, dict[str, object]):
+    for kind in (proto.OpenResponsesRequest, dict, dict[str, Any]):
         back = decode_body(frames, kind, resolve=reader.open)
         body = back.body if kind is proto.OpenResponsesRequest else back["body"]
         tool = body.tools[0].parameters if kind is proto.OpenResponsesRequest else body["tools"][0]["parameters"]
@@ -448,19 +456,25 @@ def test_weakness_13_no_module_path_and_a_version():
 
 
 def test_weakness_14_bytes_are_not_copied_again_on_arrival():
-    """An inline array is a view of the very message that came; `copy=True` makes one copy, and that is all."""
-    frame = proto.msgpack_numpy_encoder()([ARRAY])
+    """An inline array is a view of the very message that came, or one copy of it where it lies askew."""
+    raw = ARRAY.view(np.uint8)
+    frame = proto.msgpack_numpy_encoder()([raw])
     (view,) = decode_body([frame], list[np.ndarray])
     assert np.shares_memory(view, np.frombuffer(frame, np.uint8))
+    assert peak_bytes(lambda: decode_body([frame], list[np.ndarray])) < 64 << 10
+    assert peak_bytes(lambda: decode_body([frame], list[np.ndarray], copy=True)) < 1.1 * raw.nbytes
+    askew = proto.msgpack_numpy_encoder()([b"x", ARRAY])
+    assert peak_bytes(lambda: decode_body([askew], list[Any])) < 1.1 * raw.nbytes
+
+
+def peak_bytes(work):
+    """The most memory that some work takes at once."""
     tracemalloc.start()
-    decode_body([frame], list[np.ndarray])
-    viewed = tracemalloc.get_traced_memory()[1]
-    tracemalloc.reset_peak()
-    decode_body([frame], list[np.ndarray], copy=True)
-    copied = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert viewed < 64 << 10
-    assert copied < 1.5 * ARRAY.nbytes
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_weakness_14_an_array_in_the_pool_is_not_copied_at_all(pool):
@@ -490,7 +504,7 @@ def test_weakness_15_the_same_array_is_sent_once():
 
 
 def test_weakness_15_one_encoder_serves_many_threads():
-    """Nothing is kept on the encoder or the decoder: messages of threads that run at once do not mix, pickled or not."""
+    """Nothing is kept on encoder or decoder: messages of threads that run at once do not mix."""
     encode = pickle.loads(pickle.dumps(proto.msgpack_numpy_oob_encoder(16)))
     decode = pickle.loads(pickle.dumps(proto.msgpack_numpy_oob_decoder(list[np.ndarray])))
     wrong = []
@@ -510,7 +524,7 @@ def test_weakness_15_one_encoder_serves_many_threads():
 
 
 def test_weakness_15_what_was_shared_or_written_inline_is_frozen(pool, reader):
-    """The source may change as soon as the encoder has returned; buffers that are views say so in their docstring."""
+    """The source may change once the encoder has returned; where buffers are views, the docstring says so."""
     for place in (None, pool.publish):
         source = ARRAY.copy()
         encoded = encode_body(source, place=place)
@@ -520,8 +534,8 @@ def test_weakness_15_what_was_shared_or_written_inline_is_frozen(pool, reader):
     assert "must not change until they have been sent" in " ".join(proto.msgpack_numpy_oob_encoder.__doc__.split())
 
 
-def test_weakness_16_a_full_peer_gets_whole_messages_or_none(tmp_path_factory, runtime_folder):
-    """At a finite high-water mark a message of several frames is sent whole or refused, so the stream keeps its step."""
+def test_weakness_16_a_full_peer_gets_whole_messages_or_none(runtime_folder):
+    """At a finite high-water mark a message of several frames is sent whole or refused: the stream keeps its step."""
     address = f"ipc://{runtime_folder}/weakness-16"
     hub = ZmqHub([address], max_frame_bytes=1 << 20, peer_backlog=5)
     peer = ZmqPeer(address)
@@ -575,10 +589,7 @@ def test_weakness_38_hashing_builds_nothing():
     """A dictionary access asks the text for its hash, which Python keeps."""
     request_id = proto.RequestID("a")
     assert hash(request_id) == hash("a")
-    tracemalloc.start()
-    hash(request_id)
-    assert tracemalloc.get_traced_memory()[1] < 200
-    tracemalloc.stop()
+    assert peak_bytes(lambda: hash(request_id)) < 200
 
 
 def test_weakness_38_no_client_can_be_the_dummy():

@@ -1,4 +1,4 @@
-"""Fixtures of the shared-memory tests: a private runtime folder, pools and readers that end, other processes."""
+"""Fixtures of the shared-memory tests: pools and readers that end, other processes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,28 +23,11 @@ from tensoryard.shm import Pool, Reader, SharedMemoryArray
 _DEADLINE_S = 30.0
 
 
-@pytest.fixture(scope="session", autouse=True)
-def runtime_folder() -> Iterator[Path]:
-    """A runtime folder of this session alone, short enough for socket paths."""
-    folder = Path(tempfile.mkdtemp(prefix="ty-"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TENSORYARD_RUNTIME_DIR", str(folder))
-        patch.delenv("TENSORYARD_HOST", raising=False)
-        yield folder
-    shutil.rmtree(folder)
-
-
 def _eventually(condition: Callable[[], object], what: str) -> None:
     give_up = time.monotonic() + _DEADLINE_S
     while not condition():
         assert time.monotonic() < give_up, f"not within {_DEADLINE_S:.0f} s: {what}"
         time.sleep(0.002)
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], object], str], None]:
-    """Polls until a condition holds; fails loudly, saying what was waited for."""
-    return _eventually
 
 
 @pytest.fixture

@@ -299,6 +299,7 @@ def fork(code, end, outlive=False):
     pid = os.fork()
     if not pid:
         if not outlive:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, should the child hang
             os.close(go[1])
         os.close(went[0])
         ok = b"n"

@@ -256,8 +256,8 @@ class Yard(RuleBasedStateMachine):
 
 TestYard = Yard.TestCase
 TestYard.settings = settings(
-    max_examples=50,
-    stateful_step_count=40,
+    max_examples=35,
+    stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -239,7 +239,9 @@ def parent(hub, tmp_path) -> Iterator[Callable[[str], tuple[subprocess.Popen[byt
             os.kill(entry, signal.SIGKILL)
         else:
             entry.kill()
-            entry.communicate(timeout=DEADLINE_S)
+            entry.wait(DEADLINE_S)
+            entry.stdin.close()
+            entry.stdout.close()
 
 
 def line_of(process: subprocess.Popen[bytes]) -> str:
