@@ -125,7 +125,7 @@ class Engine:
             raise
         except BaseException as error:  # asyncio's CancelledError is no Exception, and a failed batch all the same
             log.exception("the pipeline raised for a batch of %d", len(batch))
-            # Told anew: a stored exception and our frames in its traceback would keep each other, and all arrays, alive.
+            # Told anew: an exception and our frames in its traceback would keep each other, and all arrays, alive.
             return dict.fromkeys(contexts, errors.from_wire(*describe(error)))
         if not isinstance(results, dict):
             problem = errors.PipelineError(f"the pipeline returned a {type(results).__name__}, not a dict by RequestID")

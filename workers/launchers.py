@@ -158,8 +158,8 @@ def child_environment(deployment: Deployment | None = None) -> dict[str, str]:
     """The environment of a child of ours.
 
     PYTHONSAFEPATH keeps the working folder off sys.path, where a folder `proto` would shadow the package that Ray's
-    dependencies use. A worker computes with as many threads as it was given CPUs, as under Ray: libraries that each take
-    all cores would stand in each other's way. One without a GPU of its own must not see anybody's.
+    dependencies use. A worker computes with as many threads as it was given CPUs, as under Ray: libraries that each
+    take all cores would stand in each other's way. One without a GPU of its own must not see anybody's.
     """
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     if deployment is not None:

@@ -288,7 +288,7 @@ def test_any_chunks_give_the_same(tokens, words, reasoning, at):
         tools = []
     parser = DelimitedReasoningParser(starts=starts, ends=ends, tool_openers=[token for (token,) in tools])
     # The shortest of two delimiters that end at the same token decides which it is, not what is left out.
-    endings = [a for a in words for b in words if a != b and a[-len(b) :] == b]
+    endings = [a for a in words + tools for b in words + tools if a != b and a[-len(b) :] == b]
     found = split(parser, [tokens], reasoning)
     assert split(parser, [[token] for token in tokens], reasoning) == found
     assert split(parser, cut(tokens, at), reasoning) == found

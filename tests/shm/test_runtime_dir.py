@@ -13,7 +13,7 @@ from tensoryard.shm.runtime_dir import _chosen_path, listen, runtime_dir, sweep
 
 @pytest.fixture
 def chosen(monkeypatch, runtime_folder):
-    """Sets TENSORYARD_RUNTIME_DIR to a path within the session's folder."""
+    """Sets TENSORYARD_RUNTIME_DIR to a path within this run's folder."""
 
     def choose(name):
         path = runtime_folder / name

@@ -194,9 +194,11 @@ def create(**options):
 
 
 class WorkerProcess:
-    """`python -m tensoryard.workers`, as the launcher starts it; `with` ends it whatever happens."""
+    """`python -m tensoryard.workers`, as the launcher starts it."""
 
-    def __init__(self, address: str, deployment: ty.Deployment, settings: Settings = CALM, *, name: str = "w-1") -> None:
+    def __init__(
+        self, address: str, deployment: ty.Deployment, settings: Settings = CALM, *, name: str = "w-1"
+    ) -> None:
         self.life_read, self.life_write = os.pipe()
         order = os.memfd_create("order")
         os.write(order, msgspec.msgpack.encode(Order(deployment, settings)))
@@ -223,10 +225,12 @@ class WorkerProcess:
             os.close(self.life_write)
             self.life_write = -1
 
-    def __enter__(self) -> WorkerProcess:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
+    def close(self) -> None:
+        """End it, and read what it complained of. Again is harmless."""
         self.process.kill()
-        _, self.complaints = self.process.communicate(timeout=DEADLINE_S)
+        assert self.process.stderr is not None
+        if not self.process.stderr.closed:
+            self.complaints = self.process.stderr.read()
+            self.process.stderr.close()
+        self.process.wait(DEADLINE_S)
         self.end_life()

@@ -75,7 +75,9 @@ def test_an_exception_for_one_request_fails_that_one_alone(pool, problem):
     assert bench.pipeline.released == ["a", "b"]
 
 
-@pytest.mark.parametrize("problem", [RuntimeError("all bad"), asyncio.CancelledError("all bad"), MemoryError("all bad")])
+@pytest.mark.parametrize(
+    "problem", [RuntimeError("all bad"), asyncio.CancelledError("all bad"), MemoryError("all bad")]
+)
 def test_an_exception_in_execute_fails_the_whole_batch(pool, problem):
     """Each request gets the text and the place; the worker goes on with the next batch."""
 
@@ -107,9 +109,8 @@ def test_an_exception_in_execute_fails_the_whole_batch(pool, problem):
             "the pipeline answered a ndarray; task embeddings_generation answers EmbeddingsGenerationOutput",
         ),
         (
-            {ty.RequestID("a"): audio(DONE)},
-            "the pipeline answered a AudioGenerationOutput; task embeddings_generation answers "
-            "EmbeddingsGenerationOutput",
+            {ty.RequestID("a"): ty.PixelGenerationInputs(batch={})},
+            "the pipeline answered a PixelGenerationInputs; task embeddings_generation answers EmbeddingsGenerationOutput",
         ),
         (
             {ty.RequestID("a"): ValueError},
@@ -220,7 +221,9 @@ def test_an_error_ends_a_stream(pool):
 
 def test_newcomers_join_a_stream(pool):
     """A request that comes while another streams is in the next step's batch."""
-    bench = Bench(lambda batch: {r: audio(ACTIVE if c.chunks_sent < 2 else DONE) for r, c in batch.items()}, pool, task=AUDIO)
+    bench = Bench(
+        lambda batch: {r: audio(ACTIVE if c.chunks_sent < 2 else DONE) for r, c in batch.items()}, pool, task=AUDIO
+    )
     bench.on_send = lambda _: bench.put(audio_request("b")) and None if len(bench.answers) == 1 else None
     bench.put(audio_request("a"))
     bench.run()
@@ -244,7 +247,9 @@ def test_a_request_cancelled_while_it_runs_is_answered_so(pool):
 
 def test_a_stream_cancelled_between_steps_runs_no_further(pool):
     """The pipeline does not see it again, but for `release`; the others go on."""
-    bench = Bench(lambda batch: {r: audio(ACTIVE if c.chunks_sent < 2 else DONE) for r, c in batch.items()}, pool, task=AUDIO)
+    bench = Bench(
+        lambda batch: {r: audio(ACTIVE if c.chunks_sent < 2 else DONE) for r, c in batch.items()}, pool, task=AUDIO
+    )
     bench.on_send = lambda _: bench.inbox.cancel("a", 1) and None  # type: ignore[func-returns-value]
     bench.put(audio_request("a"), audio_request("b"))
     bench.run()
@@ -375,7 +380,11 @@ def test_one_array_for_two_requests_is_lent_twice(pool):
 
 def test_the_ledger_adds_up(pool):
     """Sockets, shared bytes, copies, waiting and computing, over all parts of a stream."""
-    bench = Bench(lambda batch: {r: audio(ACTIVE if c.chunks_sent < 1 else DONE, 20_000) for r, c in batch.items()}, pool, task=AUDIO)
+    bench = Bench(
+        lambda batch: {r: audio(ACTIVE if c.chunks_sent < 1 else DONE, 20_000) for r, c in batch.items()},
+        pool,
+        task=AUDIO,
+    )
     [work] = bench.put(audio_request("a"))
     work.request_socket_bytes = 123
     bench.run()
@@ -435,11 +444,13 @@ def test_a_full_pool_is_waited_for_once_per_step():
     ids=["frame", "message"],
 )
 def test_an_output_that_no_message_can_carry_fails_alone(pool, limits):
-    """With a full pool an array over a limit is refused with the limits; the others are sent, and nothing stays held."""
+    """With a full pool an array over a limit is refused with the limits; others are sent, and nothing stays held."""
     hold = pool.empty(7 * MIB, np.uint8)
     settings = Settings(allocate_timeout_s=0.02, **limits)
     sizes = {"a": 2 * MIB, "b": 100}
-    bench = Bench(each(lambda c: embedding(np.zeros(sizes[str(c.request_id)] // 4, np.float32))), pool, settings=settings)
+    bench = Bench(
+        each(lambda c: embedding(np.zeros(sizes[str(c.request_id)] // 4, np.float32))), pool, settings=settings
+    )
     answers = bench.answer(embed_request("a"), embed_request("b"))
     code, text = bench.errors()["a"]
     assert code == "message_too_large"
@@ -463,7 +474,7 @@ def test_an_output_that_cannot_travel_fails_alone(pool):
 
 @pytest.fixture
 def _counted_only(monkeypatch) -> Iterator[None]:
-    """Memory comes back by reference counts alone: no collector runs, and nothing is logged, since pytest keeps that."""
+    """Memory comes back by reference counts alone: no collector runs; nothing is logged, since pytest keeps that."""
     monkeypatch.setattr(logging.getLogger("tensoryard.workers.engine"), "disabled", True)
     gc.disable()
     yield

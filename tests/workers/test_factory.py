@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import sys
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def written(folder: Path, name: str = "mine.py", *, before: str = "") -> Path:
 
 
 def test_a_module_and_a_function(tmp_path, monkeypatch):
-    """"package.module:factory" imports the module and calls the factory with the options."""
+    """ "package.module:factory" imports the module and calls the factory with the options."""
     written(tmp_path / "pack", "inner.py")
     monkeypatch.syspath_prepend(tmp_path)
     pipeline = build_pipeline(deployment_of("pack.inner:create", options={"a": 1, "b": [2]}))
@@ -68,7 +69,7 @@ def test_a_module_and_a_function(tmp_path, monkeypatch):
 
 
 def test_a_file_and_a_function(tmp_path, monkeypatch):
-    """"file.py:factory" runs a file that is in no package, by a whole path or from the working folder."""
+    """ "file.py:factory" runs a file that is in no package, by a whole path or from the working folder."""
     file = written(tmp_path)
     assert build_pipeline(deployment_of(f"{file}:create")).origin == str(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -97,9 +98,7 @@ def test_a_file_is_no_rival_of_an_installed_module(tmp_path):
     """A file called like a module that others import does not take its name."""
     file = written(tmp_path, "numpy.py")
     assert build_pipeline(deployment_of(f"{file}:create")).origin == str(tmp_path)
-    import numpy
-
-    assert hasattr(numpy, "ndarray")
+    assert hasattr(importlib.import_module("numpy"), "ndarray")
 
 
 def test_a_file_may_import_what_lies_beside_it(tmp_path):

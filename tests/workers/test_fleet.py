@@ -358,7 +358,12 @@ def test_a_worker_that_gets_ready_while_it_is_dismissed_stays_dismissed():
 
 models = st.sampled_from(["a", "b", "a-1"])
 deployments = st.lists(
-    st.builds(lambda model, replicas, version: wanted(model, replicas, options={"v": version}), models, st.integers(0, 4), st.integers(0, 2)),
+    st.builds(
+        lambda model, replicas, version: wanted(model, replicas, options={"v": version}),
+        models,
+        st.integers(0, 4),
+        st.integers(0, 2),
+    ),
     max_size=4,
 ).map(lambda many: list({deployment.model: deployment for deployment in many}.values()))
 
@@ -370,9 +375,10 @@ class AnyCourse(RuleBasedStateMachine):
     def begin(self) -> None:
         self.fleet = Fleet(start_limit_s=50.0, drain_s=20.0)
         self.at = 0.0
-        #: Processes that run, and what they are: launched with, told to end or not.
+        #: Processes that run and what they were launched with; those told to finish, and those killed.
         self.alive: dict[str, ty.Deployment] = {}
-        self.doomed: set[str] = set()
+        self.drained: set[str] = set()
+        self.killed: set[str] = set()
         self.ever: set[str] = set()
         self.wanted: dict[str, ty.Deployment] = {}
         self.stopping = False
@@ -389,11 +395,11 @@ class AnyCourse(RuleBasedStateMachine):
                     self.alive[name] = deployment
                 case Drain(name=name):
                     assert name in self.alive
-                    assert name not in self.doomed, "told to end twice"
-                    self.doomed.add(name)
+                    assert name not in self.drained, "told to finish twice"
+                    self.drained.add(name)
                 case Kill(name=name):
                     assert name in self.alive, "killed what does not run"
-                    self.doomed.add(name)
+                    self.killed.add(name)
                 case Announce(expected=expected):
                     assert {deployment.name: deployment for deployment, _ in expected} == self.wanted
                 case Finished():
@@ -431,10 +437,16 @@ class AnyCourse(RuleBasedStateMachine):
     @rule(data=st.data())
     def ended(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.alive)))
+        self.end(name)
+        self.see(self.fleet.worker_ended(name, "again", self.at))
+
+    def end(self, name: str) -> None:
         del self.alive[name]
-        self.doomed.discard(name)
         self.see(self.fleet.worker_ended(name, "its process ended", self.at))
-        self.see(self.fleet.worker_ended(name, "its process ended", self.at))
+
+    @property
+    def doomed(self) -> list[str]:
+        return [name for name in sorted(self.alive) if name in self.drained | self.killed]
 
     @precondition(lambda self: len(self.ever) > 3)
     @rule()
@@ -455,12 +467,10 @@ class AnyCourse(RuleBasedStateMachine):
         """Left in peace, with every process doing as it is told, the fleet gets to what is wanted."""
         if not hasattr(self, "fleet"):
             return
-        self.see(self.fleet.deploy(list(self.wanted.values()), self.at))
-        for _ in range(6):
-            for name in sorted(self.doomed):
-                self.doomed.discard(name)
-                del self.alive[name]
-                self.see(self.fleet.worker_ended(name, "its process ended", self.at))
+        for _ in range(3):
+            for name in self.doomed:
+                self.end(name)
+            self.see(self.fleet.deploy(list(self.wanted.values()), self.at))
             for name in sorted(self.alive):
                 self.see(self.fleet.worker_ready(name, self.at))
             self.tick(16.0)

@@ -126,7 +126,10 @@ def test_a_pipeline_that_never_starts_is_given_up_and_tried_again_when_deployed(
     mended = tmp_path / "mended"
     pipeline = write_pipeline(tmp_path, start=f"if not os.path.exists({str(mended)!r}): raise ValueError('no weights')")
     fleet = make_fleet(deployment_of(pipeline))
-    until(lambda: hub.of(wire.Deployments)[-1:] and hub.of(wire.Deployments)[-1].deployments[0].unhealthy, "it is given up")
+    until(
+        lambda: hub.of(wire.Deployments)[-1:] and hub.of(wire.Deployments)[-1].deployments[0].unhealthy,
+        "it is given up",
+    )
     unhealthy = hub.of(wire.Deployments)[-1].deployments[0].unhealthy
     assert unhealthy.startswith("3 workers in a row failed to start; the last: Traceback")
     assert "ValueError: no weights" in unhealthy
@@ -250,7 +253,10 @@ def test_a_launch_that_raises_is_a_failed_start(hub, pretending, make_runner):
     """Three times, then the deployment is given up with the reason, and the fleet goes on."""
     pretending.refuse = OSError("no memory for caf\udce9")
     make_runner(deployment_of("mod:create"))
-    until(lambda: hub.of(wire.Deployments)[-1:] and hub.of(wire.Deployments)[-1].deployments[0].unhealthy, "it is given up")
+    until(
+        lambda: hub.of(wire.Deployments)[-1:] and hub.of(wire.Deployments)[-1].deployments[0].unhealthy,
+        "it is given up",
+    )
     text = hub.of(wire.Deployments)[-1].deployments[0].unhealthy
     assert text == "3 workers in a row failed to start; the last: it could not be started: no memory for caf?"
     assert pretending.launched == ["m-1", "m-2", "m-3"]
@@ -305,7 +311,9 @@ def test_orders_from_many_threads_are_carried_out_one_by_one(hub, pretending, ma
     """The last list is what runs, and nothing is launched twice."""
     runner = make_runner()
     threads = [
-        threading.Thread(target=lambda n=n: [runner.deploy([deployment_of("mod:create", replicas=n)]) for _ in range(20)])
+        threading.Thread(
+            target=lambda n=n: [runner.deploy([deployment_of("mod:create", replicas=n)]) for _ in range(20)]
+        )
         for n in (1, 2, 3)
     ]
     for thread in threads:

@@ -185,7 +185,7 @@ def test_a_wrong_option_is_named(make_desk, options, text):
 def test_an_options_type_that_is_none_is_refused_at_the_start(pool, kind):
     """A pipeline whose requests could never be read does not start."""
     desk = Desk(pool, kind)
-    with pytest.raises(errors.ConfigError, match="options_type must be a msgspec.Struct type"):
+    with pytest.raises(errors.ConfigError, match="options_type must be a msgspec\\.Struct type"):
         desk.begin()
     desk.intake.close()
 
@@ -202,18 +202,23 @@ def _forged(handle: SharedMemoryArray, **changed: Any) -> SharedMemoryArray:
     return SharedMemoryArray(**{**fields, **changed})
 
 
+class _Lent:
+    """As good as a loan to whoever encodes."""
+
+    def __init__(self, handle: SharedMemoryArray, loan: Any = None) -> None:
+        self.handle, self.loan = handle, loan
+
+    def release(self) -> None:
+        pass
+
+
 def _with_handle(pool: Pool, **changed: Any) -> list[Any]:
     """A body whose array is a handle that lies."""
 
-    class Lying:
-        def __init__(self, loan: Any) -> None:
-            self.loan, self.handle = loan, _forged(loan.handle, **changed)
-
-        def release(self) -> None:
-            self.loan.release()
-
     def place(array: Any) -> Any:
-        return Lying(pool.place(array)), True
+        loan = pool.place(array)
+        assert loan.handle is not None
+        return _Lent(_forged(loan.handle, **changed), loan), True
 
     return encode_body(embed_request("a", LARGE), place=place, threshold_bytes=1).frames
 
@@ -414,15 +419,8 @@ def test_a_stopped_client_holds_up_nobody_else(desk, client_pool):
         os.kill(client.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, client.pid, os.WSTOPPED)
 
-        class Lent:
-            def __init__(self) -> None:
-                self.handle = handle
-
-            def release(self) -> None:
-                pass
-
         request = embed_request("frozen", LARGE)
-        body = encode_body(request, place=lambda _: (Lent(), False), threshold_bytes=1).frames  # type: ignore[arg-type,return-value]
+        body = encode_body(request, place=lambda _: (_Lent(handle), False), threshold_bytes=1).frames  # type: ignore[arg-type,return-value]
         desk.take(request, body)
         take_large(desk, "other", client_pool)
         until(lambda: desk.inbox.held(), "the other client's request is in")

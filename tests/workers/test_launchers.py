@@ -129,7 +129,7 @@ def test_what_cannot_be_started_raises_and_is_never_told(launcher, ends, tmp_pat
 
 
 def test_closing_ends_all_and_waits(hub, launcher, ends, tmp_path):
-    """Each worker's end is told once; again is harmless; afterwards nothing can be started, and nothing is left open."""
+    """Each worker's end is told once; again is harmless; then nothing can be started, and nothing is left open."""
     before = open_fds()
     for number in range(3):
         launcher.launch(f"m-{number}", deployment_of(write_pipeline(tmp_path)), hub.address, ends)
@@ -259,7 +259,7 @@ def test_workers_end_with_a_starter_that_is_killed(parent):
 
 
 def test_a_forked_child_neither_ends_workers_nor_keeps_them(parent):
-    """It may close what it inherited: nothing happens. And when its parent is killed, the workers go, though it lives."""
+    """It may close what it inherited: nothing happens. When its parent is killed the workers go, though it lives."""
     process, child, worker = parent("forks")
     assert not is_gone(worker)
     process.kill()

@@ -1,4 +1,4 @@
-"""The worker's link: what it tells a coordinator and when, what becomes of what it sends, and how it knows that all is over."""
+"""The worker's link: what it tells a coordinator and when, what becomes of what it sends, and how it knows the end."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def start(hub, tmp_path) -> Iterator[Callable[..., WorkerProcess]]:
 
     yield start
     for worker in workers:
-        worker.__exit__()
+        worker.close()
 
 
 def run(address: str, deployment: ty.Deployment, settings: Settings = CALM) -> int:
@@ -184,7 +184,7 @@ def test_a_worker_serves_and_leaves(hub, start):
     hub.wait(wire.Disconnect)
     ledger = hub.of(wire.Outputs)[-1].outputs[0].ledger
     assert (ledger.worker, ledger.output_shared_bytes) == ("w-1", 400_000)
-    worker.__exit__()
+    worker.close()
     assert worker.complaints == b""
     reader.close()
 
@@ -204,7 +204,9 @@ def test_a_failed_start_ends_the_process_with_code_3(hub, start):
 def test_a_signal_drains_the_worker(hub, start, tmp_path, number):
     """What runs when SIGTERM comes is finished and sent; then goodbye and exit code 0."""
     go = tmp_path / "go"
-    worker = start(f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.01)\nreturn {{r: output() for r in batch}}")
+    worker = start(
+        f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.01)\nreturn {{r: output() for r in batch}}"
+    )
     hub.wait(wire.Ready)
     request = embed_request("a")
     hub.send(dispatch(request), *body_of(request))
@@ -341,5 +343,5 @@ def test_a_worker_that_is_not_stuck_is_refused_with_code_5(start):
     with Hub(script=refuse) as refusing:
         worker = start(address=refusing.address)
         assert worker.wait() == 5
-        worker.__exit__()
+        worker.close()
         assert b"worker w-1 was refused: worker speaks wire version 1" in worker.complaints
