@@ -158,12 +158,13 @@ class Engine:
             out_of_band=True,
             threshold_bytes=self._settings.threshold_bytes,
         )
-        self._check_size(encoded)
+        size = encoded.socket_bytes
+        self._check_size(encoded, size + ENVELOPE_BYTES)
         # The pipeline may use its arrays again as soon as we return, and these wait for a socket.
         for number in range(1, len(encoded.frames)):
             encoded.frames[number] = bytes(encoded.frames[number])
             encoded.copies += 1
-        work.output_socket_bytes += encoded.socket_bytes
+        work.output_socket_bytes += size
         work.output_shared_bytes += encoded.shared_bytes
         work.output_copies += encoded.copies
         output = wire.Output(
@@ -188,9 +189,8 @@ class Engine:
             log.warning("an output goes through the socket: %s", error)
             return None
 
-    def _check_size(self, encoded: Encoded) -> None:
-        largest = max(memoryview(frame).nbytes for frame in encoded.frames)
-        size, limits = encoded.socket_bytes + ENVELOPE_BYTES, self._limits
+    def _check_size(self, encoded: Encoded, size: int) -> None:
+        limits, largest = self._limits, max(memoryview(frame).nbytes for frame in encoded.frames)
         fits = largest <= limits.max_frame_bytes and size <= limits.max_message_bytes
         if not fits or len(encoded.frames) > MAX_FRAMES:
             encoded.release()

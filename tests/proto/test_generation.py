@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import pytest
 
@@ -101,3 +103,30 @@ def test_unknown_parts_do_not_arrive():
     wire = {"type": "GenerationOutput", "request_id": "r", "final_status": "active", "output": [{"type": "smell"}]}
     with pytest.raises(DecodeError, match="smell"):
         decode_body(encode_body(wire).frames, GenerationOutput)
+
+
+def test_parts_made_of_arrays():
+    """The documented constructors take pixels, frames and samples; pixels are encoded, the others stay as they are."""
+    image = OutputImageContent.from_numpy(IMAGE, detail="low")
+    assert (image.image, image.format, image.detail) == (None, "png", "low")
+    assert base64.b64decode(image.image_data).startswith(b"\x89PNG")
+    video = OutputVideoContent.from_numpy_frames(FRAMES, frames_per_second=24.0, format="mp4")
+    assert video.frames is FRAMES
+    assert (video.frames_per_second, video.format) == (24.0, "mp4")
+    sound = OutputAudioContent.from_numpy_samples(SOUND, sample_rate=8000, format="wav")
+    assert sound.samples is SOUND
+    assert (sound.sample_rate, sound.format) == (8000, "wav")
+
+
+@pytest.mark.parametrize("array", [FRAMES[0], FRAMES.astype(np.float32), FRAMES.tolist(), None], ids=repr)
+def test_frames_are_checked_when_made(array):
+    """Frames of another shape or type, or no array, are refused with what is expected."""
+    with pytest.raises(InvalidRequest, match="uint8 array of shape"):
+        OutputVideoContent.from_numpy_frames(array)
+
+
+@pytest.mark.parametrize("array", [SOUND[0], SOUND.astype(np.float64), SOUND.tolist(), None], ids=repr)
+def test_samples_are_checked_when_made(array):
+    """Samples of another shape or type, or no array, are refused with what is expected."""
+    with pytest.raises(InvalidRequest, match="float32 array of shape"):
+        OutputAudioContent.from_numpy_samples(array, sample_rate=8000)

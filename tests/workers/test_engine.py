@@ -109,8 +109,8 @@ def test_an_exception_in_execute_fails_the_whole_batch(pool, problem):
             "the pipeline answered a ndarray; task embeddings_generation answers EmbeddingsGenerationOutput",
         ),
         (
-            {ty.RequestID("a"): ty.PixelGenerationInputs(batch={})},
-            "the pipeline answered a PixelGenerationInputs; task embeddings_generation answers EmbeddingsGenerationOutput",
+            {ty.RequestID("a"): ty.GenerationOutput(request_id=ty.RequestID("a"), final_status=DONE, output=[])},
+            "the pipeline answered a GenerationOutput; task embeddings_generation answers EmbeddingsGenerationOutput",
         ),
         (
             {ty.RequestID("a"): ValueError},

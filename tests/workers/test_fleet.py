@@ -237,6 +237,18 @@ def test_failures_are_counted_in_a_row():
         fleet.worker_ended(fleet.members[0].name, "killed", at + 50.0)
 
 
+def test_a_traceback_that_comes_after_the_end_of_its_process_is_not_lost():
+    """The news of a process's end may be faster than the coordinator's notice: the next failure tells it."""
+    fleet = Fleet()
+    fleet.deploy([wanted()], 0.0)
+    for number in range(3):
+        [member] = fleet.members
+        effects = fleet.worker_ended(member.name, "its process ended with code 3", 10.0 * number)
+        assert fleet.start_failed(member.name, "ValueError: no weights") == []
+        fleet.tick(10.0 * number + 5.0)
+    assert announced(effects)["m"].endswith("the last: ValueError: no weights")
+
+
 def test_a_death_without_a_word_while_starting_is_a_failure_too():
     """Killed by the system while it loads: three times, and the process's end is the reason told."""
     fleet = Fleet()

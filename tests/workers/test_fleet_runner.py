@@ -274,6 +274,30 @@ def test_a_coordinator_that_comes_anew_is_told_again(hub, coordinating, pretendi
     assert len(pretending.launched) == 3
 
 
+def test_a_refused_message_is_no_end(hub, coordinating, pretending, make_runner):
+    """REFUSED is about one message: the next order is carried out."""
+    runner = make_runner(deployment_of("mod:create"))
+    hub.wait(wire.Deployments)
+    hub.send(wire.Refused(code="protocol", text="what?"), to=coordinating.fleet)
+    runner.deploy([deployment_of("mod:create", replicas=2)])
+    until(lambda: len(pretending.launched) == 2, "the next order is carried out")
+
+
+def test_a_fleet_whose_address_is_none_still_ends(pretending):
+    """Nothing can be told to anybody; closing ends the workers all the same."""
+    runner = FleetRunner(
+        address="nowhere at all",
+        deployments=[deployment_of("mod:create")],
+        launcher=pretending,
+        settings=CALM,
+    )
+    runner.start()
+    until(lambda: pretending.running, "the worker is launched")
+    runner.close()
+    assert pretending.running == {}
+    assert not runner._thread.is_alive()
+
+
 def test_trouble_with_one_worker_does_not_end_the_fleet(hub, coordinating, pretending, make_runner):
     """A launcher that raises when it is to kill: logged, and the next order is carried out."""
     runner = make_runner(deployment_of("mod:create"))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ import tensoryard as ty
 from tensoryard import errors
 from tensoryard.proto.codec import encode_body
 from tensoryard.settings import Settings
-from tensoryard.shm import Pool, SharedMemoryArray
+from tensoryard.shm import Loan, Pool, SharedMemoryArray
 from tensoryard.workers.batcher import Batcher, Work
 from tensoryard.workers.engine import describe
 from tensoryard.workers.inbox import Inbox
@@ -215,10 +215,10 @@ class _Lent:
 def _with_handle(pool: Pool, **changed: Any) -> list[Any]:
     """A body whose array is a handle that lies."""
 
-    def place(array: Any) -> Any:
+    def place(array: Any) -> tuple[Loan, bool]:
         loan = pool.place(array)
         assert loan.handle is not None
-        return _Lent(_forged(loan.handle, **changed), loan), True
+        return cast("Loan", _Lent(_forged(loan.handle, **changed), loan)), True
 
     return encode_body(embed_request("a", LARGE), place=place, threshold_bytes=1).frames
 
@@ -419,11 +419,11 @@ def test_a_stopped_client_holds_up_nobody_else(desk, client_pool):
         os.kill(client.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, client.pid, os.WSTOPPED)
 
-        request = embed_request("frozen", LARGE)
-        body = encode_body(request, place=lambda _: (_Lent(handle), False), threshold_bytes=1).frames  # type: ignore[arg-type,return-value]
+        request, lent = embed_request("frozen", LARGE), cast("Loan", _Lent(handle))
+        body = encode_body(request, place=lambda _: (lent, False), threshold_bytes=1).frames
         desk.take(request, body)
         take_large(desk, "other", client_pool)
-        until(lambda: desk.inbox.held(), "the other client's request is in")
+        until(desk.inbox.held, "the other client's request is in")
         assert [work.request_id for work in desk.inbox.held()] == ["other"]
         assert ("frozen", 1) in desk.intake.held()
         os.kill(client.pid, signal.SIGCONT)

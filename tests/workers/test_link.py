@@ -360,6 +360,14 @@ def test_a_worker_without_a_coordinator_ends(make_desk, hub):
     assert desk.link.exit_code == EXIT_ORPHANED
 
 
+def test_a_coordinator_that_says_goodbye_may_come_back(desk, hub):
+    """DISCONNECT from the coordinator is no order to end: its successor is waited for."""
+    hub.send(wire.Disconnect())
+    send_work(hub, desk, "from the successor")
+    assert [work.request_id for work in desk.batch()] == ["from the successor"]
+    assert desk.link.exit_code == EXIT_DRAINED
+
+
 def test_an_address_that_is_none_ends_the_worker(make_desk):
     """A link that cannot even begin leaves nobody waiting."""
     desk = make_desk(address="nowhere at all")
