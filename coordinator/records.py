@@ -77,7 +77,7 @@ class Worker:
     hang_limit_s: float = 300.0
     #: What it holds, as (request_id, attempt). Includes attempts nobody wants any more, until it has answered them.
     slots: dict[tuple[str, int], None] = field(default_factory=dict)
-    #: It runs one suspect alone and gets nothing else meanwhile.
+    #: It runs suspects, on their last try one alone, and gets nothing else meanwhile.
     exclusive: bool = False
     #: Its last progress count, and when anything last moved.
     progress: int = 0
@@ -186,11 +186,15 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
         assert reserved.slots, f"{name} reserves a worker that is idle"
 
 
-def check_worker(worker: Worker, models: dict[str, Model]) -> None:
+def check_worker(worker: Worker, models: dict[str, Model], requests: dict[str, Request]) -> None:
     """A worker holds what it may, and is on offer when it may hold more."""
     name, model = worker.name, models.get(worker.model)
     assert len(worker.slots) <= worker.credits, f"{name} holds more than its credits"
-    assert not worker.exclusive or len(worker.slots) == 1, f"{name} is exclusive and holds {len(worker.slots)}"
+    assert not worker.exclusive or worker.slots, f"{name} is exclusive and holds nothing"
+    for request_id, attempt in worker.slots if worker.exclusive else ():
+        request = requests.get(request_id)
+        mine = request is not None and (request.worker, request.attempt) == (name, attempt)
+        assert not mine or requests[request_id].losses, f"{name} is exclusive and holds {request_id}, no suspect"
     if model is None:
         assert not worker.model, f"{name} is ready for a model that is not there"
         return

@@ -14,6 +14,7 @@ An accepted request gets exactly one terminal effect: SendOutput with `done`, or
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -229,9 +230,10 @@ class Router:
             self._start(model, request, self.workers[name])
 
     def _dispatch_suspects(self, model: Model) -> None:
-        """Run requests that were lost with a worker alone, one per worker, so that a poisonous one harms no other.
+        """Run requests that were lost with a worker apart from the others, so that a poisonous one harms none of them.
 
-        Where no worker is idle, one is reserved for the first of them: it gets nothing new until it is idle.
+        On their second try they share a worker with their like, on their last each has one alone: then it shows who
+        the killer is. Where no worker is idle, one is reserved for them: it gets nothing new until it is idle.
         """
         while model.suspects:
             request = self.requests[next(iter(model.suspects))]
@@ -241,10 +243,19 @@ class Router:
             worker = self._reserve(model)
             if worker is None or worker.slots:
                 return
-            del model.suspects[request.request_id]
             model.reserved = ""
             worker.exclusive = True
-            self._start(model, request, worker)
+            for companion in self._company(model, request, worker.credits):
+                del model.suspects[companion.request_id]
+                self._start(model, companion, worker)
+
+    def _company(self, model: Model, first: Request, room: int) -> list[Request]:
+        """The first suspect, and those that may share a worker with it."""
+        if first.losses >= MAX_ATTEMPTS - 1:
+            return [first]
+        waiting = (self.requests[request_id] for request_id in model.suspects)
+        alike = (r for r in waiting if r.losses < MAX_ATTEMPTS - 1 and r.deadline > self._at)
+        return list(itertools.islice(alike, room))
 
     def _reserve(self, model: Model) -> Worker | None:
         """The worker for the next suspect: an idle one, else the one that is kept free. None while all are full."""
@@ -277,7 +288,7 @@ class Router:
         worker.slots[request.request_id, request.attempt] = None
         self._watch(worker)
         self._offer(model, worker)
-        self._tell(request, f"sent to {worker.name}, attempt {request.attempt}")
+        self._tell(request, f"sent to {worker.name}, attempt {request.losses + 1}")
         left = request.deadline - self._at if request.deadline < math.inf else None
         self._effects.append(
             ev.SendRequest(
@@ -621,7 +632,7 @@ class Router:
         for model in self.models.values():
             check_model(model, self.requests, self.workers)
         for worker in self.workers.values():
-            check_worker(worker, self.models)
+            check_worker(worker, self.models, self.requests)
             assert not worker.slots or worker.name in self._hang_checks, f"{worker.name} holds work and is not watched"
         check_clients(self.clients, self.requests)
         timed = sum(request.deadline < math.inf for request in self.requests.values())

@@ -130,7 +130,7 @@ def test_it_needs_no_ready_fd(name, eventually):
     command = [sys.executable, "-P", "-m", "tensoryard.coordinator", "--name", name, *SETTINGS]
     with subprocess.Popen(command) as process:
         try:
-            eventually(lambda: (runtime_dir() / f"{name}.json").exists(), "it listens")
+            eventually((runtime_dir() / f"{name}.json").exists, "it listens")
             assert read_connection(name).pid == process.pid
         finally:
             process.terminate()

@@ -822,7 +822,7 @@ def test_a_request_that_kills_its_workers_is_poison(yard):
 
 
 def test_an_innocent_request_of_the_same_batch_survives(yard):
-    """Requests lost together run alone afterwards, so that only the poisonous one is taken for it."""
+    """Requests lost together share a worker once more and then run alone: only the poisonous one is taken for it."""
     yard.expect("m")
     yard.start("w1", credits=8)
     for name in ("a", "poison", "b"):
@@ -832,8 +832,8 @@ def test_an_innocent_request_of_the_same_batch_survives(yard):
         name = f"w{number}"
         yard.start(name, credits=8)
         while name in yard.router.workers and (slots := list(yard.router.workers[name].slots)):
-            assert len(slots) == 1
-            if slots[0][0] == "poison":
+            assert len(slots) == (3 if number == 2 else 1)
+            if "poison" in [request_id for request_id, _ in slots]:
                 yard.gone(name)
             else:
                 yard.answer(name, slots[0][0])
@@ -842,7 +842,7 @@ def test_an_innocent_request_of_the_same_batch_survives(yard):
     assert yard.is_empty()
 
 
-def test_a_suspect_runs_alone(yard):
+def test_a_suspect_runs_apart(yard):
     """A worker that runs a suspect gets nothing else until it has answered it."""
     yard.start("w", credits=4)
     yard.submit("suspect")
@@ -896,14 +896,29 @@ def test_suspects_wait_for_a_full_worker_too(yard):
     assert yard.sent(yard.answer("w", "r1")) == [("w", "suspect")]
 
 
-def test_several_suspects_run_on_several_workers(yard):
-    """Each idle worker takes one of them."""
+def test_suspects_share_a_worker_with_their_like(yard):
+    """On their second try an idle worker takes as many as it has credits, and nothing else until all are answered."""
     yard.start("victim", credits=3)
     for name in "abc":
         yard.submit(name)
+    yard.start("w", "v", credits=2)
+    assert yard.sent(yard.gone("victim")) == [("w", "a"), ("w", "b"), ("v", "c")]
+    yard.submit("new")
+    assert yard.where("new") == ""
+    assert not yard.sent(yard.answer("w", "a"))
+    assert yard.sent(yard.answer("w", "b")) == [("w", "new")]
+
+
+def test_suspects_on_their_last_try_have_a_worker_each(yard):
+    """Twice lost together, they are sent one per idle worker; one lost once does not join them."""
+    yard.start("victim", credits=3)
+    for name in "ab":
+        yard.submit(name)
+    yard.start("second", credits=3)
+    yard.gone("victim")
     yard.start("w", "v", credits=3)
-    assert yard.sent(yard.gone("victim")) == [("w", "a"), ("v", "b")]
-    assert yard.sent(yard.answer("w", "a")) == [("w", "c")]
+    assert yard.sent(yard.gone("second")) == [("w", "a"), ("v", "b")]
+    assert yard.sent(yard.answer("w", "a")) == []
 
 
 def test_a_suspect_takes_the_first_idle_worker(yard):

@@ -33,7 +33,7 @@ from tensoryard.proto.request import RequestID
 from tensoryard.proto.sampling import SamplingParams
 from tensoryard.shm import Pool, Reader
 
-INPUTS = int(os.environ.get("TENSORYARD_FUZZ_INPUTS", "12000"))
+INPUTS = int(os.environ.get("TENSORYARD_FUZZ_INPUTS", "10500"))
 SEED = int(os.environ.get("TENSORYARD_FUZZ_SEED", "0"))
 DECODERS = [wire.TO_COORDINATOR, wire.TO_CLIENT, wire.TO_WORKER, wire.TO_FLEET]
 FLOATS, PIXELS = np.linspace(0, 1, 40, dtype=np.float32), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -365,7 +365,7 @@ anything = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(value=anything, buffers=st.lists(st.binary(max_size=16), max_size=2), kind=st.sampled_from(TYPES))
 def test_any_value_as_a_body(reader, value, buffers, kind):
     """Any msgpack value, with extensions of ours that claim anything, ends in the family in every type."""
@@ -383,7 +383,7 @@ def test_any_value_in_any_field(reader, value, data):
     try_body([msgpack.packb(body)], type(value), reader.open)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     name=st.sampled_from([msgpack.unpackb(wire.encode(message))[0] for message in ENVELOPES]) | scalars,
     held=st.lists(anything, max_size=8),
@@ -394,7 +394,7 @@ def test_any_values_as_an_envelope(name, held, decoder):
     try_envelope(decoder, msgpack.packb([name, *held]))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(data=st.data(), message=st.sampled_from(ENVELOPES), decoder=st.sampled_from(DECODERS))
 def test_any_value_in_any_place_of_an_envelope(data, message, decoder):
     """A message with anything in one of its places, or more places than it has, is a message or a ProtocolError."""
