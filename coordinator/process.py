@@ -459,11 +459,18 @@ class Coordinator:
             case ev.SendDrain():
                 self._to("worker", effect.worker, wire.Drain())
             case ev.NotifyFleet():
+                self._dismiss_hung(effect)
                 notice = wire.WorkerNotice(
                     worker=effect.worker, deployment=effect.deployment, what=effect.what, text=effect.text
                 )
                 for fleet in self._roster.all("fleet"):
                     self._send(fleet, notice)
+
+    def _dismiss_hung(self, effect: ev.NotifyFleet) -> None:
+        """A worker that hung and comes to itself again must join anew: the router has forgotten it."""
+        peer = self._roster.named("worker", effect.worker)
+        if effect.what == "hung" and peer is not None:
+            self._lose(peer, "hung")
 
     def _pass_on(self, effect: ev.SendOutput) -> None:
         assert self._output is not None, "an output is passed on while it is being handled"

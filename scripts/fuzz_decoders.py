@@ -295,13 +295,13 @@ def targets(pool: Pool, reader: Reader) -> list[Target]:
     pairs = [*by_type.items(), *((kind, every) for kind in (Any, dict[str, Any], np.ndarray, list[Any]))]
     found = [_body(kind, seeds, reader.claim, keep) for kind, seeds in pairs]
     found.extend(_envelope(*entry) for entry in envelopes())
-    body = msgspec.json.encode(messages()[-3].body)
+    (spoken,) = (message for message in messages() if isinstance(message, OpenResponsesRequest))
     found.append(
         Target(
             "JSON of Open Responses",
             lambda frames: OpenResponsesRequestBody.from_json(frames[0] if frames else b""),
             lambda value: [msgspec.json.encode(value)],
-            [[body]],
+            [[msgspec.json.encode(spoken.body)]],
             (InvalidRequest,),
         )
     )

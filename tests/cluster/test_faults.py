@@ -19,7 +19,7 @@ import tensoryard as ty
 from tensoryard import errors
 from tensoryard.coordinator import connections
 
-from .conftest import real_deployments, small_deployments
+from .conftest import PIPELINES, real_deployments, small_deployments
 from .mixed_load import Case, mixed_cases
 from .watch import MARK, kill_all, marked
 
@@ -224,3 +224,24 @@ def test_after_kill_9_of_everything_it_runs_again_at_once(
         assert (client.embed("four", model="moody") == 4).all()
         left = {path.stem for path in runtime_folder.glob("*.json")}
         assert left == {connection.name for connection in connections()}, "files of dead clusters were not swept"
+
+
+def test_a_hung_worker_is_replaced(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    """A worker that computes and computes is killed at its limit; its request runs again, the next one is served."""
+    deployment = ty.Deployment(
+        model="moody",
+        task=ty.PipelineTask.EMBEDDINGS_GENERATION,
+        pipeline=f"{PIPELINES}:moody",
+        hang_limit_s=0.5,
+    )
+    settings = ty.Settings(heartbeat_s=0.2, liveness_s=2.0)
+    with ty.local([deployment], runtime="process", settings=settings) as yard, yard.connect() as client:
+        yard.wait_ready()
+        (first,) = client.status().models[0].workers
+        gate = tmp_path / "gate"
+        reply = client.submit(ty.EmbeddingsRequest(model="moody", input=f"until:{gate}"))
+        eventually(lambda: "attempt 2" in " ".join(client.story(reply.request_id)), "it runs again")
+        gate.touch()
+        assert reply.result(60).embeddings.shape == (1, 4)
+        assert "made no progress" in " ".join(client.story(reply.request_id))
+        assert first.pid not in [worker.pid for worker in client.status().models[0].workers]
