@@ -342,6 +342,8 @@ class Coordinator:
                         running=tuple((entry.request_id, entry.attempt) for entry in message.running),
                     ),
                 )
+            case wire.DrainWorker():
+                self._handle(ev.DrainAsked(at=now, worker=peer.name))
             case wire.StartFailed():
                 failed = ev.WorkerStartFailed(
                     at=now, worker=peer.name, deployment=message.deployment, text=message.text

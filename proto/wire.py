@@ -281,7 +281,7 @@ class Deployments(Message, frozen=True, tag="DEPLOYMENTS"):
 
 
 class DrainWorker(Message, frozen=True, tag="DRAIN_WORKER"):
-    """Fleet → coordinator: this worker is to finish and leave."""
+    """Fleet → coordinator: this worker is to finish and leave. From a worker: it is itself, whatever name it gives."""
 
     worker: Name
 

@@ -245,3 +245,21 @@ def test_a_hung_worker_is_replaced(tmp_path: Path, eventually: Callable[..., Non
         assert reply.result(60).embeddings.shape == (1, 4)
         assert "made no progress" in " ".join(client.story(reply.request_id))
         assert first.pid not in [worker.pid for worker in client.status().models[0].workers]
+
+
+def test_a_worker_told_to_leave_finishes_first(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    """SIGTERM to a busy worker: it gets nothing new, answers what it holds, leaves, and is replaced."""
+    with ty.local(small_deployments(replicas=1), runtime="process") as yard, yard.connect() as client:
+        yard.wait_ready()
+        gate = tmp_path / "gate"
+        held = client.submit(ty.EmbeddingsRequest(model="moody", input=f"until:{gate}"))
+        moody = lambda: next(model for model in client.status().models if model.model == "moody")
+        (worker,) = moody().workers
+        os.kill(worker.pid, signal.SIGTERM)
+        eventually(lambda: [w.state for w in moody().workers if w.pid == worker.pid] == ["draining"], "it drains")
+        later = client.submit(ty.EmbeddingsRequest(model="moody", input="four"))
+        gate.touch()
+        assert held.result(60).embeddings.shape == (1, 4)
+        assert (later.result(60).embeddings == 4).all()
+        assert held.ledger.worker != later.ledger.worker
+        assert len(client.story(held.request_id)) == len(client.story(later.request_id))

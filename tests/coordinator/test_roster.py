@@ -127,9 +127,7 @@ def test_a_process_that_has_ended_joins_without_a_descriptor(roster):
     """A peer whose process is gone when it joins has no pidfd; its silence will tell."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    peer, pidfd = roster.join(
-        identity(1), hello(host=HERE, pid=process.pid, pid_namespace=pid_namespace()), 0.0
-    )
+    peer, pidfd = roster.join(identity(1), hello(host=HERE, pid=process.pid, pid_namespace=pid_namespace()), 0.0)
     assert pidfd is None
     assert peer == roster.get(identity(1))
     assert isinstance(peer, Peer)

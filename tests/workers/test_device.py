@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.special
+
 from tensoryard.errors import ConfigError
 from tensoryard.workers import device as module
 from tensoryard.workers.device import Device, gpu_problem, probe, select_device

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tensoryard.errors import ConfigError, InvalidRequest, PipelineError, PoolExhausted, RequestCancelled
 from tensoryard.proto.audio import AudioGenerationInputs, AudioGenerationRequest
 from tensoryard.proto.context import GenerationStatus

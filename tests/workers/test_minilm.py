@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tensoryard.errors import ConfigError, InvalidRequest, PoolExhausted, RequestCancelled
 from tensoryard.proto.context import GenerationStatus
 from tensoryard.proto.embeddings import EmbeddingsGenerationInputs, EmbeddingsRequest

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from tensoryard.errors import ConfigError, InvalidRequest, PoolExhausted, RequestCancelled
 from tensoryard.proto.context import GenerationStatus
 from tensoryard.proto.one_shot import new_context
