@@ -74,6 +74,6 @@ def measure(size: int) -> None:
 
 
 if __name__ == "__main__":
-    print("medians; in brackets × memcpy of the same round: median; 10th-90th percentile")
+    print("medians; in brackets x memcpy of the same round: median; 10th-90th percentile")
     for size in SIZES:
         measure(size)

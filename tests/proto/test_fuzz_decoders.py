@@ -134,6 +134,9 @@ def test_what_cannot_be_written_again_is_found(fuzz):
     """So is a value that decodes and then fails, or drifts."""
     assert broken_by(fuzz, lambda frames: frames[0]) == ""
     assert "TypeError" in broken_by(fuzz, lambda frames: frames[0], raising(TypeError("x")))
+    too_deep = TypeError("nested too deeply")
+    too_deep.__cause__ = RecursionError()
+    assert broken_by(fuzz, lambda frames: frames[0], raising(too_deep)) == ""
     count = iter(range(99))
     assert "stay the same" in broken_by(fuzz, lambda frames: frames[0], lambda value: [bytes([next(count)])])
 
