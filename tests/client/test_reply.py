@@ -166,14 +166,10 @@ def test_iteration_gives_what_came_before_an_error(reply):
     add(reply, 1)
     add(reply, 2)
     reply.fail(PipelineError("broken"))
-    seen = []
-    with pytest.raises(PipelineError):
-        seen.extend(output for output in reply)
-    seen = []
-    with pytest.raises(PipelineError):
-        for output in reply:
-            seen.append(output)
-    assert seen == [1, 2]
+    outputs = iter(reply)
+    assert [next(outputs), next(outputs)] == [1, 2]
+    with pytest.raises(PipelineError, match="broken"):
+        next(outputs)
 
 
 def test_many_threads_may_wait(reply, in_thread):
