@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +40,11 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 def eventually() -> Callable[[Callable[[], object], str], None]:
     """Polls until a condition holds; fails loudly, saying what was waited for."""
     return wait_until
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Reports of parallel runs travel as UTF-8; what tests log on purpose may not be any."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "replace").decode()) for name, text in report.sections]
+    return report
