@@ -5,6 +5,7 @@ Components take a `Settings` and never look at the environment themselves. docs/
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -48,8 +49,12 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"setting `{entry.name}` must be above 0, not {value!r}")
+            if value is None and entry.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ConfigError(f"setting `{entry.name}` must be a number, not {value!r}")
+            if not value > 0 or math.isinf(value):
+                raise ConfigError(f"setting `{entry.name}` must be above 0 and finite, not {value!r}")
         if self.liveness_s < 2 * self.heartbeat_s:
             raise ConfigError("setting `liveness_s` must be at least twice `heartbeat_s`, or a late beat ends a peer")
 
@@ -79,5 +84,6 @@ def settings_table() -> str:
     rows = ["| setting | environment | type | default | reason |", "|---|---|---|---|---|"]
     for entry in fields(Settings):
         name = f"TENSORYARD_{entry.name.upper()}"
-        rows.append(f"| `{entry.name}` | `{name}` | {entry.type} | {entry.default} | {entry.metadata['reason']} |")
+        type_name = str(entry.type).replace("|", "\\|")
+        rows.append(f"| `{entry.name}` | `{name}` | {type_name} | {entry.default} | {entry.metadata['reason']} |")
     return "\n".join(rows) + "\n"

@@ -38,7 +38,6 @@ def test_the_table_has_every_setting():
         assert f"| {field.default} | {field.metadata['reason']} |" in row
 
 
-@pytest.mark.xfail(reason="the type `int | None` is not escaped, and makes one cell two", strict=True)
 def test_the_table_is_a_table():
     """Every row has as many cells as the head."""
     assert {len(re.split(r"(?<!\\)\|", row)) for row in settings_table().splitlines()} == {7}
@@ -68,8 +67,7 @@ def test_nothing_is_zero_or_less(name, value):
         Settings(**{name: value})
 
 
-@pytest.mark.xfail(reason="an endless or foreign value is found only where it is used", strict=True)
-@pytest.mark.parametrize("value", [float("inf"), "5", [1]])
+@pytest.mark.parametrize("value", [float("inf"), "5", [1], True, None])
 def test_nothing_is_endless_or_of_another_type(value):
     """A value that is no finite number is a ConfigError that names the setting."""
     with pytest.raises(ConfigError, match="reconnect_s"):
@@ -170,10 +168,8 @@ def test_each_other_variable_is_read_in_one_place():
             key = _looked_up(node)
             if key is not None and key.startswith("TENSORYARD_"):
                 readers.setdefault(key, set()).add(str(path))
-    assert readers.keys() <= OTHER_VARIABLES.keys()
+    assert readers.keys() == OTHER_VARIABLES.keys()
     assert {key: sorted(paths) for key, paths in readers.items() if len(paths) > 1} == {}
-    if unread := OTHER_VARIABLES.keys() - readers.keys():
-        pytest.xfail(f"documented and read by nobody: {sorted(unread)}")
 
 
 def _looked_up(node):

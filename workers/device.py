@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,8 @@ def select_device(preference: str = "auto") -> Device:
 @functools.cache
 def gpu_problem() -> str | None:
     """Why this process cannot compute on a GPU; None where it can. Found out once per process."""
+    if os.environ.get("TENSORYARD_GPU") == "0":
+        return "TENSORYARD_GPU=0 forbids it"
     if not any(Path(node).exists() for node in DEVICE_NODES):
         problem = f"this machine has no CUDA driver (none of {', '.join(DEVICE_NODES)} exists)"
         logger.info("computing on the CPU with NumPy: %s", problem)

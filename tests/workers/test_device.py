@@ -242,3 +242,13 @@ def test_a_real_gpu_is_found_and_computes():
     device = select_device()
     assert device.is_gpu
     assert device.to_host(device.xp.arange(4) * 2).tolist() == [0, 2, 4, 6]
+
+
+def test_a_gpu_can_be_forbidden(monkeypatch, broken_cupy):
+    """With TENSORYARD_GPU=0 no GPU is looked for, and asking for one is an error that says why."""
+    broken_cupy("raise RuntimeError('looked for')")
+    monkeypatch.setenv("TENSORYARD_GPU", "0")
+    assert gpu_problem() == "TENSORYARD_GPU=0 forbids it"
+    assert select_device("auto").name == "cpu"
+    with pytest.raises(ConfigError, match="TENSORYARD_GPU=0"):
+        select_device("gpu")
