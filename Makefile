@@ -28,7 +28,7 @@ setup: $(DONE)/test
 
 test: lint
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 2 --cov --cov-report=
+	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
 	$(BIN)/coverage report --include='shm/*,proto/*,coordinator/*' --skip-covered --fail-under=95
 
 # N999 (a module's name is an identifier) would look at the name of the folder that the clone is in.

@@ -6,7 +6,9 @@ other side is really gone is for heartbeats to find out. A frame over the limit 
 
 from __future__ import annotations
 
+import logging
 import secrets
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +17,15 @@ import zmq
 from ..errors import ConfigError
 from .base import Frames
 
+log = logging.getLogger(__name__)
+
 #: A frame of this size is sent and received without a copy; below, the bookkeeping costs more than the copy.
 _COPY_BELOW_BYTES = 64 << 10
 #: How long a closing link may still deliver, in milliseconds.
 _LINGER_MS = 500
 _ROUTING_BYTES = 16
+#: Beyond that, how long the end of a context is waited for, in seconds.
+_TERM_PATIENCE_S = 2.0
 #: Where a hub may listen: addresses that only this host reaches.
 _PRIVATE = ("ipc://", "tcp://127.", "tcp://localhost:", "tcp://[::1]:")
 
@@ -73,7 +79,7 @@ class ZmqPeer:
 
     def close(self) -> None:
         """Deliver for at most half a second, then let go; again is harmless."""
-        self._context.destroy(linger=_LINGER_MS)
+        _end(self._socket, self._context)
 
 
 class ZmqHub:
@@ -137,7 +143,21 @@ class ZmqHub:
 
     def close(self) -> None:
         """Deliver for at most half a second, then let go; again is harmless."""
-        self._context.destroy(linger=_LINGER_MS)
+        _end(self._socket, self._context)
+
+
+def _end(socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """Close the socket, and wait until what it had queued has left or been given up.
+
+    Ending a context has been seen to hang for ever in libzmq 4.3.5 (a ROUTER on ipc whose peers leave at that moment,
+    on a busy machine, once in some hundred times), so it is done aside, and not waited for without end.
+    """
+    socket.close(linger=_LINGER_MS)
+    ender = threading.Thread(target=context.term, name="tensoryard-zmq-end", daemon=True)
+    ender.start()
+    ender.join(_LINGER_MS / 1000 + _TERM_PATIENCE_S)
+    if ender.is_alive():
+        log.warning("a ZeroMQ context did not end; it is left to the end of this process")
 
 
 def _all_small(frames: Sequence[Any]) -> bool:

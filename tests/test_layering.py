@@ -202,7 +202,8 @@ def test_every_module_has_its_test(folder):
         "pid_namespace": "test_session",
         "__main__": "test_main",
         "events": "test_router",
-        "waiting_room": "test_process",
+        "waiting_room": "test_waiting_room",
+        "aio": "test_client",
     }
     for path in (ROOT / folder).glob("*.py"):
         if path.name != "__init__.py":

@@ -5,8 +5,10 @@ import os
 import resource
 import socket
 import sys
+import tempfile
 import threading
 import types
+from pathlib import Path
 
 import pytest
 
@@ -143,17 +145,24 @@ def test_a_runtime_folder_open_to_others_fails(monkeypatch, tmp_path):
     assert "mode 0700" in finding.found
 
 
-def test_a_runtime_folder_with_room_passes_and_is_left_clean(monkeypatch, tmp_path):
+@pytest.fixture
+def short_path():
+    """A folder whose path leaves room for a socket's name, wherever pytest keeps its own."""
+    with tempfile.TemporaryDirectory(prefix="ty-") as folder:
+        yield Path(folder)
+
+
+def test_a_runtime_folder_with_room_passes_and_is_left_clean(monkeypatch, short_path):
     """The trial socket is taken away again."""
-    folder = tmp_path / "run"
+    folder = short_path / "run"
     monkeypatch.setenv("TENSORYARD_RUNTIME_DIR", str(folder))
     assert only(doctor.check_runtime_dir).state == "ok"
     assert list(folder.iterdir()) == []
 
 
-def test_a_runtime_folder_that_takes_no_sockets_fails(monkeypatch, tmp_path):
+def test_a_runtime_folder_that_takes_no_sockets_fails(monkeypatch, short_path):
     """What the system says is in the finding, and the variable that helps in its fix."""
-    monkeypatch.setenv("TENSORYARD_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("TENSORYARD_RUNTIME_DIR", str(short_path / "run"))
 
     def refuse(path):
         raise OSError("Operation not supported")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -456,6 +457,17 @@ def test_it_watches_other_descriptors(hub, owner, make_session):
     finally:
         os.close(write)
         os.close(read)
+
+
+def test_a_pid_namespace_is_told_or_nothing(monkeypatch):
+    """Two processes that see each other's pids have one text; where /proc does not tell, it is empty."""
+    assert pid_namespace() == os.readlink("/proc/self/ns/pid")
+
+    def hidden(_path):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "readlink", hidden)
+    assert pid_namespace() == ""
 
 
 def test_hello_does_not_depend_on_the_age_of_the_machine(hub, make_session, monkeypatch):

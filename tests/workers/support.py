@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -226,8 +227,9 @@ class WorkerProcess:
             self.life_write = -1
 
     def close(self) -> None:
-        """End it, and read what it complained of. Again is harmless."""
-        self.process.kill()
+        """End it and what it started, and read what it complained of. Again is harmless."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         assert self.process.stderr is not None
         if not self.process.stderr.closed:
             self.complaints = self.process.stderr.read()
