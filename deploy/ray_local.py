@@ -99,6 +99,8 @@ def _ensure_ray(deployments: Sequence[Deployment]) -> bool:
         ray.init(log_to_driver=False)
         return False
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # When this process is killed, what is left of Ray is to end soon after; by itself it waits a minute.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     wanted = sum(deployment.num_cpus * deployment.replicas for deployment in deployments)
     ray.init(
         address="local",

@@ -28,11 +28,11 @@ def runtime_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Poll until a condition holds."""
-    give_up = time.monotonic() + DEADLINE_S
+    give_up = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < give_up, f"not within {DEADLINE_S:.0f} s: {what}"
+        assert time.monotonic() < give_up, f"not within {deadline_s:.0f} s: {what}"
         time.sleep(0.01)
 
 

@@ -186,6 +186,7 @@ def read_line(process: subprocess.Popen[bytes]) -> str:
 RUNTIMES = ["process", pytest.param("ray", marks=pytest.mark.ray)]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_when_its_starter_is_killed_all_of_a_cluster_ends(
     driver: Callable[[str], tuple[subprocess.Popen[bytes], str]],
@@ -198,7 +199,8 @@ def test_when_its_starter_is_killed_all_of_a_cluster_ends(
     assert read_line(process) == "round"
     assert len(marked(mark)) >= 6
     process.kill()
-    eventually(lambda: not marked(mark), f"every process of the cluster has ended (of {len(marked(mark))})")
+    # Ray's own processes may take a minute to believe that their driver is gone.
+    eventually(lambda: not marked(mark), f"every process of the cluster has ended (of {len(marked(mark))})", 150)
     assert not [name for name in os.listdir("/dev/shm") if not name.startswith("sem.")]
 
 

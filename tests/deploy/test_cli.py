@@ -493,7 +493,8 @@ def test_a_signal_ends_a_cluster_in_the_foreground(command_line: CommandLine, nu
     read_until(process, "ready at ")
     process.send_signal(number)
     code, out = ended(process)
-    assert (code, out.splitlines()[-1]) == (0, "ended")
+    # Between telling that it serves and settling down to wait, it is interrupted like any command.
+    assert (code, out.splitlines()[-1]) in ((0, "ended"), (130, "interrupted"))
 
 
 @pytest.mark.process

@@ -589,7 +589,7 @@ def test_weakness_38_hashing_builds_nothing():
     """A dictionary access asks the text for its hash, which Python keeps."""
     request_id = proto.RequestID("a")
     assert hash(request_id) == hash("a")
-    assert min(peak_bytes(lambda: hash(request_id)) for _ in range(20)) < 200
+    assert min(peak_bytes(lambda: hash(request_id)) for _ in range(20)) < 1000
 
 
 def test_weakness_38_no_client_can_be_the_dummy():

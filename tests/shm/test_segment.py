@@ -92,7 +92,9 @@ def test_a_segment_that_is_forgotten_closes_its_descriptor(mapped):
     """Without `close`, the memory goes with the last reference to the segment."""
     before = (len(os.listdir("/proc/self/fd")), mapped())
     OwnedSegment(3, 64 << 10)
-    assert (len(os.listdir("/proc/self/fd")), mapped()) == before
+    # Fewer is fine: what other tests left to the collector may go meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before[0]
+    assert mapped() <= before[1]
 
 
 words = st.lists(st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 4 * PAGE_BYTES)), min_size=4, max_size=4)
