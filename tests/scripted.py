@@ -402,11 +402,6 @@ def frames_of(output: Any) -> list[Any]:
     return encode_body(output, threshold_bytes=1 << 62).frames
 
 
-def open_fds() -> int:
-    """Descriptors of this process."""
-    return len(os.listdir("/proc/self/fd"))
-
-
 @contextlib.contextmanager
 def closing(*things: Any) -> Iterator[Sequence[Any]]:
     """Close all, also after a failure."""

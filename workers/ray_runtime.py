@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..coordinator import Coordinator
-from ..errors import TensoryardError
+from ..errors import ShuttingDown, TensoryardError
 from ..proto.deployment import Deployment
 from ..settings import Settings
 from .fleet_runner import FleetRunner
@@ -115,36 +115,44 @@ class RayLauncher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._actors: dict[str, Any] = {}
+        self._watchers: list[threading.Thread] = []
+        self._closed = False
         self._lock = threading.Lock()
 
     def launch(self, name: str, deployment: Deployment, address: str, on_end: OnEnd) -> None:
         """Make an actor and set it to work; a thread waits for its end."""
         import ray
 
-        actor: Any = (
-            ray.remote(WorkerActor)
-            .options(
-                num_cpus=deployment.num_cpus,
-                num_gpus=deployment.num_gpus,
-                resources=deployment.resources or None,
-                max_restarts=0,  # the fleet replaces workers, by what it knows of their deployment
-            )
-            .remote()
-        )
         with self._lock:
+            if self._closed:
+                raise ShuttingDown("this launcher is closed")
+            actor: Any = (
+                ray.remote(WorkerActor)
+                .options(
+                    num_cpus=deployment.num_cpus,
+                    num_gpus=deployment.num_gpus,
+                    resources=deployment.resources or None,
+                    max_restarts=0,  # the fleet replaces workers, by what it knows of their deployment
+                )
+                .remote()
+            )
             self._actors[name] = actor
-        ended = actor.run.remote(address, deployment, name, self._settings)
-        threading.Thread(target=self._watch, args=(name, ended, on_end), daemon=True).start()
+            ended = actor.run.remote(address, deployment, name, self._settings)
+            watcher = threading.Thread(target=self._watch, args=(name, ended, on_end), daemon=True)
+            self._watchers = [thread for thread in self._watchers if thread.is_alive()] + [watcher]
+            watcher.start()
 
     def _watch(self, name: str, ended: Any, on_end: OnEnd) -> None:
         import ray
 
         try:
             text = f"its worker returned {ray.get(ended)}"
-        except ray.exceptions.RayError as error:
-            text = f"its actor died: {str(error).splitlines()[0]}"
-        self.kill(name)
-        on_end(name, text)
+        except Exception as error:  # whatever it was, the fleet must know that this worker is no more
+            text = f"its actor died: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        try:
+            self.kill(name)
+        finally:
+            on_end(name, text)
 
     def kill(self, name: str) -> None:
         """End an actor's process."""
@@ -156,9 +164,14 @@ class RayLauncher:
             ray.kill(actor)
 
     def close(self) -> None:
-        """End all."""
-        for name in list(self._actors):
+        """End all, and wait until Ray says so."""
+        with self._lock:
+            self._closed = True
+            names = list(self._actors)
+        for name in names:
             self.kill(name)
+        for watcher in self._watchers:
+            watcher.join(timeout=10)
 
 
 def as_ray_error(error: Exception) -> TensoryardError | Exception:

@@ -37,7 +37,8 @@ from tensoryard.proto.status import ClusterStatus
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool, host_name
 
-from ..scripted import CALM, DEADLINE_S, Hub, Peer, Serving, Worker, closing, frames_of, fresh_address, open_fds
+from ..baseline import Baseline
+from ..scripted import CALM, DEADLINE_S, Hub, Peer, Serving, Worker, closing, frames_of, fresh_address
 
 LARGE = 200_000
 #: Gives up on a coordinator after a moment.
@@ -130,14 +131,14 @@ def rejoining(hub, peer, message, body):
 def test_nobody_at_the_address(caplog):
     """NotConnected after the timeout, naming the address and what to do; nothing stays open."""
     address = fresh_address()
-    before = open_fds(), threading.active_count()
+    before = Baseline()
     with pytest.raises(errors.NotConnected, match="no coordinator answered at") as raised:
         connect(address, timeout_s=0.1, settings=CALM)
     assert address in str(raised.value)
     assert "tensoryard status" in str(raised.value)
     assert isinstance(raised.value, ConnectionError)
     assert raised.value.retryable
-    assert (open_fds(), threading.active_count()) == before
+    before.assert_nothing_new()
     assert caplog.records == []
 
 
@@ -150,10 +151,10 @@ def test_nobody_on_this_host():
 @pytest.mark.parametrize("address", ["garbage", "tcp://nohost", "ipc://" + "x" * 200, "http://127.0.0.1:80", 17])
 def test_what_is_no_address_is_a_config_error(address):
     """An address that cannot be one is refused at once, quoted; nothing stays open."""
-    before = open_fds(), threading.active_count()
+    before = Baseline()
     with pytest.raises(errors.ConfigError, match="is no address"):
         connect(address, settings=CALM)
-    assert (open_fds(), threading.active_count()) == before
+    before.assert_nothing_new()
 
 
 def test_a_web_server_is_no_coordinator():
@@ -215,10 +216,10 @@ def test_another_version_is_refused(caplog):
             return True
         return False
 
-    before = open_fds()
+    before = Baseline()
     with Hub(script=refuse) as hub, pytest.raises(errors.VersionMismatch, match=r"version 1.*speaks 2"):
         connect(hub.address, settings=CALM)
-    assert open_fds() == before
+    before.assert_nothing_new()
     assert "version" in caplog.text
 
 
@@ -360,9 +361,10 @@ def test_a_full_pool_is_said_at_once(hub, make_client):
 def test_a_live_id_is_refused(hub, client):
     """A RequestID that is under way is a DuplicateRequest which harms the first in nothing; later it is free again."""
     first = client.submit(request(large(), request_id=RequestID("r")))
-    with pytest.raises(errors.DuplicateRequest):
+    with pytest.raises(errors.DuplicateRequest) as raised:
         client.submit(request(large(), request_id=RequestID("r")))
-    assert used(client) == 1
+    assert used(client) == 1  # also while somebody holds the error, and with it the frames it came through
+    assert raised.value.request_id == "r"
     hub.wait(wire.Submit)
     answer(hub, "r", 5)
     assert first.result(DEADLINE_S).embeddings.tolist() == [[5, 5, 5]]
@@ -580,6 +582,18 @@ def test_a_late_answer_gives_its_lease_back(hub, client, pool):
     last.result(DEADLINE_S)
     assert pool.statistics().used_blocks == 0
     assert reply.result().embeddings[0, 0] == 3
+
+
+def test_closing_lets_go_of_the_workers_pools(hub, client, pool, eventually):
+    """A closed client, kept or not, is no reader of anybody's memory any more."""
+    reply = client.submit(request(request_id=RequestID("r")))
+    hub.wait(wire.Submit)
+    hub.send(wire.Final(request_id="r", seq=0), *shared(pool, output(1, width=50_000)))
+    reply.result(DEADLINE_S)
+    assert pool.statistics().readers == 1
+    del reply
+    client.close()
+    eventually(lambda: gc.collect() >= 0 and pool.statistics().readers == 0, "the client has let go of the pool")
 
 
 def test_a_repeated_part_gives_its_lease_back(hub, client, pool):
@@ -1053,11 +1067,11 @@ def test_clients_leave_nothing_open(eventually):
             client.empty((10,))
         eventually(lambda: not _threads_of_ours(), "the first one's threads have ended")
         gc.collect()
-        before = open_fds()
+        before = Baseline()
         for _ in range(100):
             with connect(hub.address, settings=CALM) as client:
                 client.empty((10,))[:] = 1
-        eventually(lambda: gc.collect() >= 0 and open_fds() <= before, "all descriptors are closed")
+        before.assert_nothing_new()
         eventually(lambda: not _threads_of_ours(), "all threads have ended")
 
 

@@ -24,7 +24,8 @@ from tensoryard.coordinator.connection import (
 from tensoryard.errors import ConfigError, NotConnected
 from tensoryard.shm import runtime_dir
 
-from ..scripted import DEADLINE_S, open_fds
+from ..baseline import Baseline
+from ..scripted import DEADLINE_S
 
 
 @pytest.fixture
@@ -108,21 +109,21 @@ def test_a_claim_alone_is_no_connection(claim, name):
 def test_a_name_is_claimed_once(claim, name):
     """A second coordinator of a name is a ConfigError with advice, and harms the first in nothing."""
     claim(name).publish("ipc:///first", "1")
-    before = open_fds()
+    before = Baseline()
     with pytest.raises(ConfigError, match=f"already runs on this host; stop it .`tensoryard down --name {name}`"):
         ConnectionFile(name)
-    assert open_fds() == before
+    before.assert_nothing_new()
     assert read_connection(name).address == "ipc:///first"
 
 
 def test_a_name_is_free_again_after_close(claim, name):
     """After `close`, again harmless, no file is left, nobody is found, and the name can be claimed anew."""
+    before = Baseline()
     file = claim(name)
     file.publish("ipc:///first", "1")
-    before = open_fds()
     file.close()
     file.close()
-    assert open_fds() == before - 1
+    before.assert_nothing_new()
     assert files_of(name) == []
     with pytest.raises(NotConnected):
         read_connection(name)
@@ -158,6 +159,26 @@ def test_a_reader_sees_a_whole_file_or_none(claim, name):
             assert read_connection(name).address in addresses
     finally:
         thread.join(DEADLINE_S)
+
+
+def test_a_lock_on_a_file_that_was_removed_is_none(claim, name, monkeypatch):
+    """When the last holder removes the lock file between our opening and our locking it, we lock the next one."""
+    path = runtime_dir() / f"{name}.lock"
+    lock = fcntl.flock
+    removed = []
+
+    def remove_first(fd, operation):
+        if not removed and os.path.samestat(os.fstat(fd), path.stat()):
+            path.unlink()
+            removed.append(fd)
+        return lock(fd, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", remove_first)
+        claim(name)
+    assert removed
+    with pytest.raises(ConfigError, match="already runs"):
+        ConnectionFile(name)
 
 
 def test_only_one_of_many_gets_a_name(name):

@@ -21,7 +21,8 @@ from tensoryard.proto import wire
 from tensoryard.settings import Settings
 from tensoryard.shm import host_name, runtime_dir
 
-from ..scripted import CALM, DEADLINE_S, READY, Peer, Serving, Worker, closing, open_fds, stepped, submit
+from ..baseline import Baseline
+from ..scripted import CALM, DEADLINE_S, READY, Peer, Serving, Worker, closing, stepped, submit
 
 WATCHFUL = Settings(heartbeat_s=0.1, liveness_s=1.0)
 
@@ -861,11 +862,28 @@ def test_it_can_be_found_as_soon_as_it_is_made():
 def test_one_that_cannot_be_made_leaves_nothing(address):
     """When an address cannot be had, the name is free again and nothing stays open."""
     name = f"p{secrets.token_hex(4)}"
-    before = open_fds()
+    before = Baseline()
     with pytest.raises(errors.ConfigError, match="cannot listen on"):
         Coordinator(name=name, addresses=[address])
-    assert open_fds() == before
+    before.assert_nothing_new()
     assert not list(runtime_dir().glob(f"{name}.*"))
+    with Serving(name=name):
+        pass
+
+
+def test_without_descriptors_it_is_not_made(monkeypatch):
+    """When it fails after its sockets are bound, they are closed and the name is free again."""
+    name = f"p{secrets.token_hex(4)}"
+    before = Baseline()
+
+    def exhausted(*_args):
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tensoryard.coordinator.process.os.eventfd", exhausted)
+        with pytest.raises(OSError, match="too many open files"):
+            Coordinator(name=name, settings=CALM)
+    before.assert_nothing_new()
     with Serving(name=name):
         pass
 
@@ -883,21 +901,21 @@ def test_it_listens_at_more_addresses(make_peer):
 def test_nothing_is_left_open(eventually):
     """20 coordinators, and 100 peers that come and go, leave as many descriptors as before."""
     gc.collect()
-    before = open_fds()
+    before = Baseline()
     for _ in range(20):
         with Serving() as serving:
             peers = [Peer(serving.address, role) for role in ("client", "worker", "fleet", "client", "client")]
             peers[0].send(wire.Disconnect())
             with closing(*peers):
                 pass
-    assert open_fds() <= before
+    before.assert_nothing_new()
     with Serving() as serving:
-        watching = open_fds()
+        watching = Baseline()
         for _ in range(100):
             with closing(Peer(serving.address)) as (peer,):
                 peer.send(wire.Disconnect())
-        eventually(lambda: open_fds() == watching, "the pidfds of peers that left are closed")
-        assert serving.coordinator._roster.all() == []
+        eventually(lambda: not serving.coordinator._roster.all(), "all have left")
+        watching.assert_nothing_new()
 
 
 @pytest.mark.process

@@ -22,7 +22,8 @@ from tensoryard.settings import Settings
 from tensoryard.shm import host_name
 from tensoryard.version import __version__
 
-from ..scripted import CALM, DEADLINE_S, Hub, fresh_address, open_fds
+from ..baseline import Baseline
+from ..scripted import CALM, DEADLINE_S, Hub, fresh_address
 
 NEVER = Settings(heartbeat_s=1000.0, liveness_s=10_000.0)
 
@@ -203,13 +204,13 @@ def test_it_may_be_closed_from_its_own_thread(hub, owner, make_session):
 
 def test_one_that_never_began_can_be_closed(owner):
     """Closing a session that was not started leaves nothing open."""
-    before = open_fds()
+    before = Baseline()
     session = Session(
         address=fresh_address(), role="client", name="c", decoder=wire.TO_CLIENT, callbacks=owner, settings=CALM
     )
     session.close()
     session.post(wire.Shutdown())
-    assert open_fds() == before
+    before.assert_nothing_new()
 
 
 def test_a_late_post_touches_nobody(hub, make_session):
@@ -233,14 +234,14 @@ def test_a_late_post_touches_nobody(hub, make_session):
 
 def test_sessions_leave_nothing_open(hub, owner, eventually):
     """100 sessions, opened and closed, leave as many descriptors and threads as before."""
-    before = open_fds(), threading.active_count()
+    before = Baseline()
     for number in range(100):
         session = Session(
             address=hub.address, role="client", name=f"{number}", decoder=wire.TO_CLIENT, callbacks=owner, settings=CALM
         )
         session.start()
         session.close()
-    eventually(lambda: (open_fds(), threading.active_count()) == before, "the hub has let go of them too")
+    before.assert_nothing_new()
 
 
 # -- hello again ------------------------------------------------------------------------------------------------------

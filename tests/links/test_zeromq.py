@@ -17,7 +17,8 @@ import zmq
 from tensoryard.errors import ConfigError
 from tensoryard.links import ZmqHub, ZmqPeer
 
-from ..scripted import DEADLINE_S, closing, fresh_address, open_fds
+from ..baseline import Baseline
+from ..scripted import DEADLINE_S, closing, fresh_address
 
 LIMIT = 1 << 20
 
@@ -305,12 +306,12 @@ def test_a_hub_may_be_closed_twice(link):
 def test_nothing_is_left_open(link):
     """100 peers and 20 hubs, opened and closed, leave as many descriptors as before."""
     address = link.address()
-    before = open_fds()
+    before = Baseline()
     for _ in range(20):
         with closing(link.hub(address), *(link.peer(address) for _ in range(5))) as (hub, *peers):
             for peer in peers:
                 met(hub, peer)
-    assert open_fds() == before
+    before.assert_nothing_new()
 
 
 @pytest.mark.parametrize(
@@ -319,19 +320,19 @@ def test_nothing_is_left_open(link):
 )
 def test_what_is_no_address_is_refused(link, address):
     """A peer says at once, quoting it, that something is no address, and leaves nothing open."""
-    before = open_fds()
+    before = Baseline()
     with pytest.raises(ConfigError, match="is no address"):
         link.peer(address)
-    assert open_fds() == before
+    before.assert_nothing_new()
 
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://[::]:0", "tcp://eth0:0", "tipc://{5,0,0}"])
 def test_other_hosts_are_kept_out(link, address):
     """A hub listens nowhere that another host may reach, and lets go of the addresses it had already."""
-    before = open_fds()
+    before = Baseline()
     with pytest.raises(ConfigError, match="reachable from other hosts"):
         link.hub(link.address(), address)
-    assert open_fds() == before
+    before.assert_nothing_new()
 
 
 def test_a_taken_port_is_named(link):
@@ -339,10 +340,10 @@ def test_a_taken_port_is_named(link):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        before = open_fds()
+        before = Baseline()
         with pytest.raises(ConfigError, match=f"cannot listen on {address}.*in use"):
             link.hub(address)
-        assert open_fds() == before
+        before.assert_nothing_new()
 
 
 def test_a_hub_has_many_addresses(link, make_peer):

@@ -14,6 +14,8 @@ from tensoryard.errors import ForgedHandle, PoolExhausted
 from tensoryard.shm import host_name, os_memory
 from tensoryard.shm.os_memory import PAGE_BYTES, Mapping, attach, create_sealed, create_table
 
+from ..baseline import Baseline
+
 SIZE = 16 * PAGE_BYTES
 SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 FUTURE_WRITE = 0x10
@@ -41,10 +43,6 @@ def forged():
     yield make
     for fd in fds:
         os.close(fd)
-
-
-def open_descriptors():
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_what_the_owner_writes_is_what_a_reader_reads(segment):
@@ -187,15 +185,15 @@ def test_without_madvise_pages_are_touched_one_by_one(monkeypatch):
 def test_a_machine_without_memory_is_an_error_before_any_is_taken(monkeypatch):
     """When the machine has too little left, PoolExhausted says how much was wanted and how much there is."""
     monkeypatch.setattr(os_memory, "available_memory_bytes", lambda: SIZE)
-    before = open_descriptors()
+    before = Baseline()
     with pytest.raises(PoolExhausted, match=f"{SIZE} bytes.*{SIZE} left"):
         create_sealed(SIZE)
-    assert open_descriptors() == before
+    before.assert_nothing_new()
 
 
 def test_a_failed_mapping_leaves_no_descriptor(monkeypatch):
     """Memory that was reserved and cannot be mapped is PoolExhausted, and its descriptor is closed."""
-    before = open_descriptors()
+    before = Baseline()
 
     def no_mapping(*_args, **_kwargs):
         raise OSError(12, "Cannot allocate memory")
@@ -204,7 +202,7 @@ def test_a_failed_mapping_leaves_no_descriptor(monkeypatch):
     for create in (create_sealed, create_table):
         with pytest.raises(PoolExhausted, match="Cannot allocate memory"):
             create(SIZE)
-    assert open_descriptors() == before
+    before.assert_nothing_new()
 
 
 def test_the_control_groups_limit_counts(monkeypatch, tmp_path):

@@ -4,7 +4,6 @@ import gc
 import os
 import random
 import re
-import threading
 import time
 import weakref
 from pathlib import Path
@@ -19,6 +18,8 @@ from tensoryard.errors import PoolExhausted, SegmentGone, StaleHandle, Unsupport
 from tensoryard.shm import Pool, Reader, os_memory
 from tensoryard.shm.os_memory import PAGE_BYTES
 from tensoryard.shm.pool import default_budget_bytes
+
+from ..baseline import Baseline
 
 MIB = 1 << 20
 
@@ -731,11 +732,9 @@ def test_nothing_leaks_over_many_lives(mapped, runtime_folder):
     """After 200 pools and readers, descriptors, mappings, threads and the runtime folder are as before."""
 
     def state():
-        gc.collect()
-        folder = sorted(runtime_folder.iterdir())
-        return len(os.listdir("/proc/self/fd")), mapped(), threading.active_count(), folder
+        return mapped(), sorted(runtime_folder.iterdir())
 
-    before = state()
+    before, opened = state(), Baseline()
     for _ in range(200):
         with Pool(budget_bytes=4 * MIB) as pool:
             reader = Reader()
@@ -745,6 +744,7 @@ def test_nothing_leaks_over_many_lives(mapped, runtime_folder):
             assert view.sum() == 10
             reader.close()
     del pool, reader, loan, view
+    opened.assert_nothing_new()
     assert state() == before
 
 
@@ -799,8 +799,7 @@ def test_a_closed_pool_gives_nothing_and_counts_nothing(pool, reader):
 
 def test_a_pool_that_is_forgotten_gives_everything_back(mapped, runtime_folder, eventually):
     """A pool that is collected without `close` ends its thread and leaves no socket, descriptor or memory."""
-    gc.collect()
-    before = (len(os.listdir("/proc/self/fd")), mapped(), threading.active_count(), sorted(runtime_folder.iterdir()))
+    opened, before = Baseline(), (mapped(), sorted(runtime_folder.iterdir()))
     pool = Pool(budget_bytes=4 * MIB)
     loan = pool.place(np.ones(5))
     gone = weakref.ref(pool)
@@ -810,13 +809,8 @@ def test_a_pool_that_is_forgotten_gives_everything_back(mapped, runtime_folder, 
     del loan
     gc.collect()
     eventually(lambda: gone() is None, "the pool is collected")
-    eventually(
-        lambda: (
-            before
-            == (len(os.listdir("/proc/self/fd")), mapped(), threading.active_count(), sorted(runtime_folder.iterdir()))
-        ),
-        "nothing of it is left",
-    )
+    opened.assert_nothing_new()
+    assert (mapped(), sorted(runtime_folder.iterdir())) == before
 
 
 def test_two_pools_do_not_mix(make_pool, reader):

@@ -17,14 +17,10 @@ from tensoryard.shm.os_memory import create_table
 from tensoryard.shm.runtime_dir import listen
 from tensoryard.shm.segment import OwnedSegment
 
+from ..baseline import Baseline
+
 MIB = 1 << 20
 SLOTS_PER_PAGE = 511
-
-
-def descriptors():
-    """How many this process has open."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def forge(handle, **changed):
@@ -336,13 +332,13 @@ def test_a_pool_that_does_not_welcome_is_gone(fake, reader, table, answer):
 
 def test_a_welcome_needs_exactly_one_sealed_table(fake, make_reader, table, unsealed):
     """A welcome without a table or with two is SegmentGone, one with unsealed memory is ForgedHandle."""
-    before = descriptors()
+    before = Baseline()
     for fds, error in (([], SegmentGone), ([table, table], SegmentGone), ([unsealed], ForgedHandle)):
         fake.serve((messages.WELCOME, fds))
         with pytest.raises(error):
             make_reader().claim(fake.handle)
         fake.threads[-1].join(30)
-    assert descriptors() == before
+    before.assert_nothing_new()
 
 
 def test_memory_that_is_not_sealed_is_never_mapped(fake, reader, table, unsealed, mapped):
@@ -379,7 +375,7 @@ def test_no_answer_means_that_the_pool_is_gone(fake, reader, table, packet):
 
 def test_a_late_answer_is_passed_over(fake, reader, table, segment):
     """The answer to an earlier question, given up meanwhile, is dropped with its descriptor."""
-    before = descriptors()
+    before = Baseline()
     held = [OwnedSegment(7, 64 << 10)]
     segment.generations[0] = 1
 
@@ -402,7 +398,7 @@ def test_a_late_answer_is_passed_over(fake, reader, table, segment):
     fake.threads[-1].join(30)
     held.clear()
     del view
-    assert descriptors() == before
+    before.assert_nothing_new()
 
 
 def test_an_owner_that_does_not_answer_is_given_up(fake, reader, table, monkeypatch):

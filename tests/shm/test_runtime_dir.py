@@ -10,6 +10,8 @@ import pytest
 from tensoryard.errors import ConfigError
 from tensoryard.shm.runtime_dir import _chosen_path, listen, runtime_dir, sweep
 
+from ..baseline import Baseline
+
 
 @pytest.fixture
 def chosen(monkeypatch, runtime_folder):
@@ -116,10 +118,10 @@ def test_a_socket_appears_under_its_name_only_when_it_accepts(folder):
 
 def test_listening_where_one_cannot_is_an_error_that_leaves_nothing(folder):
     """A socket that cannot be bound is closed."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = Baseline()
     with pytest.raises(OSError, match="No such file"):
         listen(folder / "none" / "pool-1.sock")
-    assert len(os.listdir("/proc/self/fd")) == before
+    before.assert_nothing_new()
 
 
 def test_dead_sockets_are_swept_and_live_ones_never(folder):

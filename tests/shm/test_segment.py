@@ -13,6 +13,8 @@ from tensoryard.shm.os_memory import PAGE_BYTES, attach, create_sealed
 from tensoryard.shm.segment import OwnedSegment, SegmentLayout, segment_bytes
 from tensoryard.shm.size_classes import block_bytes
 
+from ..baseline import Baseline
+
 CLASSES = sorted(
     {block_bytes(size) for size in [1, 1025, 5000, 64 << 10, 100_000, 512 << 10, (512 << 10) + 1, 3 << 20]}
 )
@@ -90,11 +92,10 @@ def test_retirement_is_seen_by_every_reader(segment):
 
 def test_a_segment_that_is_forgotten_closes_its_descriptor(mapped):
     """Without `close`, the memory goes with the last reference to the segment."""
-    before = (len(os.listdir("/proc/self/fd")), mapped())
+    before, mapped_before = Baseline(), mapped()
     OwnedSegment(3, 64 << 10)
-    # Fewer is fine: what other tests left to the collector may go meanwhile.
-    assert len(os.listdir("/proc/self/fd")) <= before[0]
-    assert mapped() <= before[1]
+    before.assert_nothing_new()
+    assert mapped() <= mapped_before
 
 
 words = st.lists(st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 4 * PAGE_BYTES)), min_size=4, max_size=4)

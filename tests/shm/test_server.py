@@ -13,6 +13,8 @@ from tensoryard.shm import Reader, messages
 from tensoryard.shm import server as server_module
 from tensoryard.shm.os_memory import attach
 
+from ..baseline import Baseline
+
 
 class Peer:
     """A hand-made reader."""
@@ -81,13 +83,13 @@ def test_what_is_not_understood_is_passed_over(pool, connect, silent):
     words = peer.welcome()
     words[1] = loan.generation << 2 | 1
     loan.release()
-    before = len(os.listdir("/proc/self/fd"))
+    before = Baseline()
     for packet in (b"?", b"A", b"x" * 1000, messages.pack(b"\xff", 1), b"W" * 9, messages.pack(messages.SEGMENT, 1)):
         peer.sock.send(packet)
     socket.send_fds(peer.sock, [b"take"], [peer.sock.fileno()] * 4)
     peer.say(messages.ATTACH, 99)
     assert messages.unpack(peer.receive()[0]) == (messages.NO_SEGMENT, 99)
-    assert len(os.listdir("/proc/self/fd")) == before
+    before.assert_nothing_new()
     assert pool.statistics().used_blocks == 1
     words[1] = loan.generation << 2 | 2
     assert pool.statistics().used_blocks == 0

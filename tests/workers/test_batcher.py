@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensoryard.workers.batcher import Batcher, Work
@@ -192,6 +192,7 @@ steps = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.sampled_from([0.0, 2.0, 50.0]), st.lists(steps, max_size=60))
 def test_any_history_goes_as_in_the_naive_model(size: int, max_wait_s: float, history: list[tuple[Any, ...]]):
     """Whatever happens in whatever order, batches, waits and replaced work are the naive model's."""

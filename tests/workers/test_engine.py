@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensoryard as ty
@@ -278,32 +278,41 @@ def test_an_abandoned_stream_is_released(pool):
     assert bench.pipeline.released == ["a"]
 
 
-@given(st.data())
-def test_any_course_gives_one_end_per_request_and_one_release_per_start(data):
+#: At which step, and which request.
+moments = st.lists(st.tuples(st.integers(0, 12), st.sampled_from("abcdefg")), max_size=6)
+
+
+@settings(deadline=None)
+@given(
+    names=st.sampled_from(["a", "ab", "abcd", "abcdefg"]),
+    size=st.integers(1, 4),
+    kinds=st.lists(st.sampled_from(["more", "more", "done", "bad", "none"]), max_size=50),
+    during=moments,
+    between=moments,
+)
+def test_any_course_gives_one_end_per_request_and_one_release_per_start(names, size, kinds, during, between):
     """Streams of any length, errors and cancels at any step: parts in order, one end each, each start released once."""
+    course = iter(kinds)
 
     def act(batch: Any) -> Any:
-        answers: dict[Any, Any] = {}
-        for request_id in batch:
-            if data.draw(st.integers(0, 9)) == 0:
-                bench.inbox.cancel(str(request_id), 1)
-            kind = data.draw(st.sampled_from(["more", "more", "done", "bad", "none"]))
-            answers[request_id] = {"more": audio(ACTIVE), "done": audio(DONE), "bad": ValueError(), "none": None}[kind]
-        return answers
+        cancel(during)
+        made = {"more": audio(ACTIVE), "done": audio(DONE), "bad": ValueError(), "none": None}
+        return {request_id: made[next(course, "done")] for request_id in batch}
 
-    def on_send(_: Any) -> None:
-        if data.draw(st.integers(0, 5)) == 0:
-            bench.inbox.cancel(data.draw(st.sampled_from(names)), 1)
+    def cancel(when: list[tuple[int, str]]) -> None:
+        for step, name in when:
+            if step == len(bench.pipeline.batches):
+                bench.inbox.cancel(name, 1)
 
-    names = [f"r{number}" for number in range(data.draw(st.integers(1, 7)))]
     with Pool(budget_bytes=4 * MIB) as pool:
-        bench = Bench(act, pool, task=AUDIO, max_batch_size=data.draw(st.integers(1, 4)))
-        bench.on_send = on_send
+        bench = Bench(act, pool, task=AUDIO, max_batch_size=size)
+        bench.on_send = lambda _: cancel(between)
         bench.put(*(audio_request(name) for name in names))
         bench.run()
     cancelled_waiting = set(names) - {output.request_id for output, _, _ in bench.answers}
     started = {name for batch in bench.pipeline.batches for name in batch}
     assert not started & cancelled_waiting
+    assert cancelled_waiting <= {name for _, name in [*during, *between]}
     assert sorted(bench.pipeline.released) == sorted(started)
     for name in set(names) - cancelled_waiting:
         outputs = [output for output, _, _ in bench.answers if output.request_id == name]

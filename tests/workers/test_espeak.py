@@ -26,6 +26,8 @@ from tensoryard.workers.pipelines.espeak import (
     write_wav,
 )
 
+from ..baseline import Baseline
+
 STORY = "A crane lifts the box. Where does it go? Onto the ship; then away! The yard is empty now."
 SENTENCES = 5
 
@@ -393,8 +395,8 @@ def test_what_the_library_refuses_is_an_error(monkeypatch):
 def test_nothing_stays_loaded_or_open():
     """After speaking, the library is unloaded and no descriptor is left."""
     speak("Hello.")
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = Baseline()
     for _ in range(5):
         speak("Hello.")
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    before.assert_nothing_new()
     assert "libespeak" not in Path("/proc/self/maps").read_text()

@@ -19,7 +19,8 @@ from tensoryard.errors import ShuttingDown
 from tensoryard.proto import wire
 from tensoryard.workers.launchers import ProcessLauncher, child_environment
 
-from ..scripted import Hub, open_fds
+from ..baseline import Baseline
+from ..scripted import Hub
 from .support import CALM, DEADLINE_S, body_of, deployment_of, dispatch, embed_request, until, write_pipeline
 
 pytestmark = pytest.mark.process
@@ -119,10 +120,10 @@ def test_what_cannot_be_started_raises_and_is_never_told(launcher, ends, tmp_pat
     with pytest.raises(TypeError, match="object"):
         launcher.launch("m-1", bad, "ipc:///nowhere", ends)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
-    before = open_fds()
+    before = Baseline()
     with pytest.raises(FileNotFoundError):
         launcher.launch("m-1", deployment_of("mod:create"), "ipc:///nowhere", ends)
-    assert open_fds() == before
+    before.assert_nothing_new()
     assert launcher.pids() == {}
     launcher.close()
     assert ends.told == []
@@ -130,7 +131,7 @@ def test_what_cannot_be_started_raises_and_is_never_told(launcher, ends, tmp_pat
 
 def test_closing_ends_all_and_waits(hub, launcher, ends, tmp_path):
     """Each worker's end is told once; again is harmless; then nothing can be started, and nothing is left open."""
-    before = open_fds()
+    before = Baseline()
     for number in range(3):
         launcher.launch(f"m-{number}", deployment_of(write_pipeline(tmp_path)), hub.address, ends)
     pids = list(launcher.pids().values())
@@ -142,7 +143,7 @@ def test_closing_ends_all_and_waits(hub, launcher, ends, tmp_path):
     with pytest.raises(ShuttingDown):
         launcher.launch("late", deployment_of(write_pipeline(tmp_path)), hub.address, ends)
     assert len(ends.told) == 3
-    until(lambda: open_fds() <= before, "no descriptor is left")
+    before.assert_nothing_new()
 
 
 def test_launching_and_closing_at_once_leaves_nothing(hub, ends, tmp_path):

@@ -20,7 +20,8 @@ from tensoryard.workers.engine import Answer
 from tensoryard.workers.inbox import Inbox
 from tensoryard.workers.link import EXIT_DRAINED, EXIT_ORPHANED, EXIT_REFUSED, WorkerLink
 
-from ..scripted import Hub, open_fds
+from ..baseline import Baseline
+from ..scripted import Hub
 from .support import CALM, DEADLINE_S, EMBED, Told, body_of, dispatch, embed_request, until
 
 READY = wire.Ready(model="m", task=EMBED.value, deployment="m", credits=4)
@@ -417,7 +418,7 @@ def test_a_closed_link_can_be_told_anything(desk):
 
 def test_a_link_leaves_no_descriptor(hub):
     """Start and close as often as you like."""
-    counts: list[int] = []
+    baselines: list[Baseline] = []
     for number in range(4):
         desk = Desk(hub.address)
         desk.link.start()
@@ -426,5 +427,5 @@ def test_a_link_leaves_no_descriptor(hub):
         hub.wait(wire.Disconnect, number + 1)
         del desk
         gc.collect()
-        until(lambda: not counts or open_fds() <= counts[0], "every descriptor is closed")
-        counts.append(open_fds())
+        baselines.append(Baseline())
+        baselines[0].assert_nothing_new()
