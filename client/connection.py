@@ -18,6 +18,7 @@ import msgspec
 from .. import errors
 from ..coordinator.connection import read_connection
 from ..links import Frames, Session
+from ..links.calibration import thresholds_of
 from ..proto import wire
 from ..proto.codec import decode_body, encode_body
 from ..proto.outputs import task_of, task_types
@@ -54,6 +55,7 @@ class Connection:
 
     def __init__(self, address: str | None, settings: Settings) -> None:
         self.settings = settings
+        self._thresholds = thresholds_of(settings)
         self.address = resolve_address(address)
         self._pending = PendingTable()
         self._queries: dict[int, _Query] = {}
@@ -130,7 +132,7 @@ class Connection:
             request,
             place=(lambda array: self._place(array, key)) if local else None,
             out_of_band=not local,
-            threshold_bytes=self.settings.threshold_bytes,
+            threshold_bytes=self._thresholds.handle_bytes if local else self._thresholds.out_of_band_bytes,
         )
         try:
             self._check_size(body.frames, body.socket_bytes, welcome, key)

@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+
+from tensoryard.links.calibration import DEFAULT
 
 DEADLINE_S = 60.0
 
@@ -22,6 +25,8 @@ def runtime_folder() -> Iterator[Path]:
         patch.setenv("TENSORYARD_RUNTIME_DIR", str(folder))
         for name in ("TENSORYARD_HOST", "TENSORYARD_ADDRESS", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
+        # Which way an array goes is the same on every machine: 64 KiB.
+        (folder / "array-thresholds").write_bytes(msgspec.json.encode(DEFAULT))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         yield folder
     assert not [name for name in os.listdir("/dev/shm") if "tensoryard" in name], "something of ours is in /dev/shm"

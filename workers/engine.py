@@ -48,7 +48,10 @@ class Limits(Protocol):
 
 
 class Engine:
-    """Runs one pipeline until its inbox ends. `send` passes answers on, from the main thread."""
+    """Runs one pipeline until its inbox ends. `send` passes answers on, from the main thread.
+
+    Arrays of at least `threshold_bytes` leave by handle.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class Engine:
         send: Callable[[list[Answer]], None],
         limits: Limits,
         settings: Settings,
+        threshold_bytes: int,
         worker: str,
     ) -> None:
         self._pipeline = pipeline
@@ -72,6 +76,7 @@ class Engine:
         self._send = send
         self._limits = limits
         self._settings = settings
+        self._threshold_bytes = threshold_bytes
         self._worker = worker
         #: Moves with every step: what the coordinator sees of our being alive rather than hung.
         self.progress = 0
@@ -156,7 +161,7 @@ class Engine:
             value,
             place=lambda array: self._place(array, work.request_id),
             out_of_band=True,
-            threshold_bytes=self._settings.threshold_bytes,
+            threshold_bytes=self._threshold_bytes,
         )
         size = encoded.socket_bytes
         self._check_size(encoded, size + ENVELOPE_BYTES)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ConfigError
+from ..links.calibration import thresholds_of
 from ..proto import wire
 from ..proto.deployment import Deployment
 from ..proto.pipeline import Pipeline
@@ -113,6 +114,7 @@ def _serve(
         send=link.send,
         limits=link,
         settings=settings,
+        threshold_bytes=thresholds_of(settings).handle_bytes,
         worker=link.name,
     )
     link.ready(_ready(deployment, batcher.max_batch_size), lambda: engine.progress)

@@ -341,7 +341,7 @@ def test_over_a_limit_of_the_coordinator_nothing_is_sent(make_client, limits, va
 def test_too_many_frames_are_not_sent(make_client):
     """A request of more out-of-band arrays than a message has frames is a MessageTooLarge."""
     with Hub(host="another-host") as hub:
-        client = make_client(hub.address, Settings(threshold_bytes=1))
+        client = make_client(hub.address, Settings(out_of_band_bytes=1))
         many = [np.array([n]) for n in range(wire.MAX_FRAMES)]
         with pytest.raises(errors.MessageTooLarge, match=f"{wire.MAX_FRAMES + 1} frames"):
             client.submit(request(many))

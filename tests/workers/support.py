@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 import tensoryard as ty
+from tensoryard.links.calibration import DEFAULT
 from tensoryard.proto import wire
 from tensoryard.proto.codec import encode_body
 from tensoryard.proto.one_shot import new_context
@@ -112,6 +113,7 @@ class Bench:
             send=self._send,
             limits=settings,
             settings=settings,
+            threshold_bytes=DEFAULT.handle_bytes,
             worker="w-1",
         )
 
