@@ -1,17 +1,16 @@
 """Where clients' messages wait while a new coordinator does not yet know what its cluster serves.
 
-Kept by `process.py`: a coordinator that belongs to a fleet hears from it a moment after it starts, or starts again;
+Kept by `broker.py`: a coordinator that belongs to a fleet hears from it a moment after it starts, or starts again;
 answering "unknown model" until then would be wrong.
 """
 
 from __future__ import annotations
 
 from ..errors import Overloaded
-from ..links import Frames
 from ..proto import wire
 
 #: Who sent what.
-Letter = tuple[bytes, wire.Submit | wire.Cancel, Frames]
+Letter = tuple[bytes, wire.Submit | wire.Cancel, wire.Frames]
 
 MAX_LETTERS = 100_000
 
@@ -25,7 +24,7 @@ class WaitingRoom:
         self._bytes = 0
         self._letters: list[Letter] = []
 
-    def add(self, identity: bytes, message: wire.Submit | wire.Cancel, body: Frames) -> None:
+    def add(self, identity: bytes, message: wire.Submit | wire.Cancel, body: wire.Frames) -> None:
         """Let a message wait; Overloaded when there is no room for more."""
         size = sum(memoryview(frame).nbytes for frame in body)
         if len(self._letters) >= MAX_LETTERS or self._bytes + size > self._max_bytes:

@@ -496,9 +496,9 @@ def test_nothing_grows_with_use(serving, client, serve):
     gc.collect()
     assert [thing for thing in gc.get_objects() if isinstance(thing, Reply | Pending)] == []
     assert client._connection._queries == {}
-    coordinator = serving.coordinator
-    assert (coordinator._bodies, coordinator.router.requests, coordinator.router.clients) == ({}, {}, {})
-    assert (len(coordinator._pending), len(client._connection._session._outbox)) == (0, 0)
+    broker = serving.coordinator.broker
+    assert (broker.bodies, broker.router.requests, broker.router.clients) == ({}, {}, {})
+    assert (len(broker._pending), len(client._connection._session._outbox)) == (0, 0)
 
 
 def test_eight_threads_share_a_client(client, serve):

@@ -151,7 +151,7 @@ def test_a_request_over_the_message_limit_fails_alone(make_peer):
         peer.send(wire.Heartbeat(), bytes(20_000))
         assert peer.take(wire.Refused)[0].code == "message_too_large"
         assert peer.status().live_requests == 0
-        assert serving.coordinator._bodies == {}
+        assert serving.coordinator.broker.bodies == {}
 
 
 # -- who may say what -------------------------------------------------------------------------------------------------
@@ -414,12 +414,12 @@ def test_a_body_is_kept_no_longer_than_its_request(serving, make_peer, client, w
     worker.take(wire.CancelWork)
     client.send(submit("left alone"), b"body")
     worker.take(wire.Dispatch)
-    assert list(serving.coordinator._bodies) == ["left alone"]
+    assert list(serving.coordinator.broker.bodies) == ["left alone"]
     client.send(wire.Disconnect())
     assert worker.take(wire.CancelWork)[0].request_id == "left alone"
     outcomes = {"finished": 1, "rejected": 1, "cancelled": 2, "expired": 1}
     assert make_peer().status().outcomes == outcomes
-    assert serving.coordinator._bodies == {}
+    assert serving.coordinator.broker.bodies == {}
 
 
 def test_a_live_id_of_another_client_is_refused(make_peer, client, worker):
@@ -480,7 +480,7 @@ def test_a_silent_client_is_gone(make_peer, eventually):
         client = make_peer(address=serving.address)
         client.send(submit("r"), b"body")
         eventually(lambda: worker.cancelled, "the request is cancelled")
-        assert serving.coordinator.router.outcomes == {"cancelled": 1}
+        assert serving.coordinator.broker.router.outcomes == {"cancelled": 1}
         client.beat()
         client.take(wire.Rejoin)
 
@@ -521,7 +521,7 @@ def test_last_words_count():
             process.kill()
             process.wait(DEADLINE_S)
             assert [client.take(wire.Final)[0].request_id for _ in range(600)] == [f"r{n}" for n in range(600)]
-            assert coordinator._roster.count("worker") == 0
+            assert coordinator.broker.roster.count("worker") == 0
 
 
 @pytest.mark.process
@@ -537,7 +537,7 @@ def test_processes_elsewhere_are_not_watched(serving, make_peer):
     """A pid of another host or PID namespace, or none, is not mistaken for one of ours."""
     peers = [make_peer(host="elsewhere"), make_peer(pid_namespace="pid:[1]"), make_peer(pid=0)]
     assert peers[0].status().clients == 3
-    assert [peer.pidfd for peer in serving.coordinator._roster.all()] == [None, None, None]
+    assert len(serving.coordinator._processes) == 0
     assert len(peers) == 3
 
 
@@ -564,15 +564,15 @@ def test_a_pause_of_ours_is_nobodys_silence():
         peer.meanwhile = coordinator._turn
         peer.hello()
         peer.take(wire.Welcome)
-        (known,) = coordinator._roster.all()
+        (known,) = coordinator.broker.roster.all()
         known.seen -= 1000  # as if all clocks had gone on for 1000 s without us
-        coordinator._next_beat = time.monotonic() - 1000
+        coordinator.broker._next_beat = time.monotonic() - 1000
         coordinator._turn()
-        assert coordinator._roster.all() == [known]
+        assert coordinator.broker.roster.all() == [known]
         known.seen -= 1000  # now it was the peer's silence
-        coordinator._next_beat = time.monotonic()
+        coordinator.broker._next_beat = time.monotonic()
         coordinator._turn()
-        assert coordinator._roster.all() == []
+        assert coordinator.broker.roster.all() == []
 
 
 def test_a_flood_does_not_stop_the_clock():
@@ -585,9 +585,9 @@ def test_a_flood_does_not_stop_the_clock():
             for _ in range(600):
                 flood.beat()
             coordinator._hub.pollable.poll(50)
-            due = coordinator._next_beat = time.monotonic()
+            due = coordinator.broker._next_beat = time.monotonic()
             coordinator._turn()
-            assert coordinator._next_beat > due, "a turn did not look at the clock"
+            assert coordinator.broker._next_beat > due, "a turn did not look at the clock"
             left = bool(coordinator._hub.pollable.poll(0))
 
 
@@ -837,7 +837,7 @@ def test_it_is_crash_only(make_peer, client, bug):
     def fail(_event):
         raise bug
 
-    serving.coordinator.router.handle = fail
+    serving.coordinator.broker.router.handle = fail
     peer.send(submit("r"), b"body")
     serving.join()
     with pytest.raises((ZeroDivisionError, RuntimeError)) as raised:
@@ -897,7 +897,7 @@ def test_nothing_is_left_open(eventually):
             with closing(Peer(serving.address)) as (peer,):
                 peer.send(wire.Disconnect())
         eventually(lambda: open_fds() == watching, "the pidfds of peers that left are closed")
-        assert serving.coordinator._roster.all() == []
+        assert serving.coordinator.broker.roster.all() == []
 
 
 @pytest.mark.process
