@@ -148,6 +148,7 @@ PURE = [
     *(f"coordinator/{name}" for name in ("router", "queues", "records", "story", "events")),
     *(f"coordinator/{name}" for name in ("broker", "actions", "translation", "reports", "roster", "waiting_room")),
     "client/conversation",
+    *(f"workers/{name}" for name in ("conversation", "answers", "batcher")),
 ]
 
 
