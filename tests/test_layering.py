@@ -147,6 +147,7 @@ def test_the_coordinator_knows_no_tensor():
 PURE = [
     *(f"coordinator/{name}" for name in ("router", "queues", "records", "story", "events")),
     *(f"coordinator/{name}" for name in ("broker", "actions", "translation", "reports", "roster", "waiting_room")),
+    "links/presence",
     "client/conversation",
     *(f"workers/{name}" for name in ("conversation", "answers", "batcher")),
 ]
