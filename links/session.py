@@ -1,6 +1,7 @@
 """A peer's session with the coordinator: one thread around `presence.py`, which knows what to say and when.
 
-Clients, workers and the fleet each own one and get its callbacks, all in its thread. `base.py` is what it talks through.
+Clients, workers and the fleet each own one and get its callbacks, all in its thread; `base.py` is what it talks
+through.
 """
 
 from __future__ import annotations
