@@ -1,14 +1,13 @@
 """The coordinator's side of every dialogue: a pure machine between peers and the router.
 
 Messages come in with their sender and time, `take_actions` says what is to be sent and watched. `router.py` owns every
-decision about requests, `roster.py` knows which peers there are, `translation.py` knows both languages; `process.py`
-has the sockets, the clock and the processes. Bodies and tensors are never opened here.
+decision about requests, `dispatcher.py` does what it says, `translation.py` knows both languages; `process.py` has the
+sockets, the clock and the processes. Bodies and tensors are never opened here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import Any
 
 import msgspec
@@ -20,11 +19,11 @@ from ..settings import Settings
 from ..version import __version__
 from . import events as ev
 from . import translation
-from .actions import Action, Forget, Send, Watch
+from .actions import Action, Watch
+from .dispatcher import Dispatcher
 from .records import Limits
 from .reports import model_statuses
-from .roster import Peer, Roster
-from .router import Router
+from .roster import Peer
 from .waiting_room import WaitingRoom
 
 log = logging.getLogger(__name__)
@@ -59,18 +58,14 @@ class Broker:
         self.epoch = epoch
         self.host = host
         self.settings = settings
-        self.router = Router(Limits(max_in_flight_per_client=settings.max_in_flight))
-        self.roster = Roster()
-        #: Body frames of live requests, kept for a retry.
-        self.bodies: dict[str, wire.Frames] = {}
+        self._dispatcher = Dispatcher(Limits(max_in_flight_per_client=settings.max_in_flight))
+        self._handle = self._dispatcher.handle
+        self._send = self._dispatcher.send
+        self.router = self._dispatcher.router
+        self.roster = self._dispatcher.roster
+        self.bodies = self._dispatcher.bodies
         #: A shutdown that a client asked for is complete.
         self.finished = False
-        self._actions: list[Action] = []
-        #: Events that came up while effects were performed.
-        self._pending: deque[ev.Event] = deque()
-        self._handling = False
-        #: The envelope and the frames of the output being handled.
-        self._output: tuple[wire.Output, wire.Frames] | None = None
         self._started = at
         self._next_beat = at
         #: Until the fleet has spoken; None from then on.
@@ -102,22 +97,28 @@ class Broker:
         due = self.router.next_deadline()
         if due is not None and due <= at:
             self._handle(ev.Ticked(at=at))
+        if self._room is not None:
+            self._look_into(self._room, at)
         if at >= self._next_beat:
             self._beat(at)
 
     def next_tick(self) -> float:
         """When `tick` is due."""
-        due = self.router.next_deadline()
-        return self._next_beat if due is None else min(self._next_beat, due)
+        due = [self._next_beat]
+        if (deadline := self.router.next_deadline()) is not None:
+            due.append(deadline)
+        if self._room is not None:
+            due.append(self._room.next_deadline())
+        return min(due)
 
     def goodbye(self) -> None:
         """The coordinator leaves: tell everybody."""
         for peer in self.roster.all():
-            self._send(peer, wire.Disconnect())
+            self._send(peer.identity, wire.Disconnect())
 
     def take_actions(self) -> list[Action]:
         """What is to be done since it was last asked, in order."""
-        actions, self._actions = self._actions, []
+        actions, self._dispatcher.actions = self._dispatcher.actions, []
         return actions
 
     def knows(self, identity: bytes) -> bool:
@@ -131,13 +132,11 @@ class Broker:
         if late_s > self.settings.heartbeat_s:  # this process was stopped: what peers sent meanwhile is yet to be read
             self.roster.excuse(late_s, at)
         self._next_beat = at + self.settings.heartbeat_s
-        if self._room is not None and at >= self._room.open_at:
-            self._open_doors(at)
         self._handle(ev.Ticked(at=at))
         for peer in self.roster.silent_since(at - self.settings.liveness_s):
             self._lose(peer, f"was silent for {self.settings.liveness_s} s", at)
         for peer in self.roster.all():
-            self._send(peer, wire.Heartbeat())
+            self._send(peer.identity, wire.Heartbeat())
         self._leave_when_empty(at)
 
     def _leave_when_empty(self, at: float) -> None:
@@ -160,10 +159,14 @@ class Broker:
     def _complain(self, identity: bytes, error: errors.TensoryardError) -> None:
         complaints = self.roster.complain(identity)
         if error.request_id is not None and self.knows(identity):
-            self._send_to(identity, translation.error_of(error, error.request_id))
+            self._end(identity, error.request_id, error)
         elif complaints <= _COMPLAINTS_PER_PEER:
             log.warning("a message of peer %s was refused: %s", identity.hex()[:12], error.text)
-            self._send_to(identity, wire.Refused(code=error.code, text=error.text))
+            self._send(identity, wire.Refused(code=error.code, text=error.text))
+
+    def _end(self, identity: bytes, request_id: str, error: errors.TensoryardError) -> None:
+        """End a request that the router has not seen."""
+        self._send(identity, translation.error_of(error, request_id))
 
     def _serve(self, identity: bytes, message: wire.ToCoordinator, body: wire.Frames, at: float) -> None:
         if isinstance(message, wire.Hello):
@@ -172,7 +175,7 @@ class Broker:
         peer = self.roster.get(identity)
         if peer is None:
             if not isinstance(message, wire.Disconnect):
-                self._send_to(identity, wire.Rejoin())
+                self._send(identity, wire.Rejoin())
             return
         peer.seen = at
         match message:
@@ -197,7 +200,9 @@ class Broker:
         for old in self.roster.replaced_by(identity, hello):
             self._lose(old, "joined anew", at)
         peer = self.roster.join(identity, hello, at)
-        self._actions.append(Watch(identity, pid=hello.pid, host=hello.host, pid_namespace=hello.pid_namespace))
+        self._dispatcher.actions.append(
+            Watch(identity, pid=hello.pid, host=hello.host, pid_namespace=hello.pid_namespace)
+        )
         if hello.role == "worker":
             self._handle(ev.WorkerJoined(at=at, worker=peer.name, host=peer.host))
         self._send_welcome(peer)
@@ -213,17 +218,17 @@ class Broker:
             max_message_bytes=self.settings.max_message_bytes,
             max_in_flight=self.settings.max_in_flight,
         )
-        self._send(peer, welcome)
+        self._send(peer.identity, welcome)
 
     def _serve_client(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
-        if self._room is not None and isinstance(message, wire.Submit | wire.Cancel):
-            self._room.add(peer.identity, message, body)
-            return
         match message:
+            case wire.Submit() if self._room is not None:
+                self._room.add(peer.identity, message, body, at)
+            case wire.Cancel(request_id=request_id) if self._room is not None:
+                if self._room.cancel(peer.identity, request_id):
+                    self._end(peer.identity, request_id, errors.RequestCancelled("cancelled by its client"))
             case wire.Submit():
-                if message.request_id not in self.router.requests:
-                    self.bodies[message.request_id] = body
-                self._handle(translation.request_arrived(peer.name, message, body, at))
+                self._dispatcher.submit(peer.name, message, body, at)
             case wire.Cancel():
                 self._handle(ev.CancelAsked(at=at, client=peer.name, request_id=message.request_id))
             case wire.AskStatus():
@@ -259,9 +264,7 @@ class Broker:
             outputs = translation.as_errors(outputs, error)
             parts = [[] for _ in outputs]
         for output, frames in zip(outputs, parts, strict=True):
-            self._output = (output, frames)
-            self._handle(translation.output_arrived(peer.name, output, at))
-            self._output = None
+            self._dispatcher.answer(peer.name, output, frames, at)
 
     def _serve_fleet(self, _peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
         match message:
@@ -273,13 +276,20 @@ class Broker:
             case _:
                 raise errors.ProtocolError(f"a fleet does not send {type(message).__name__}")
 
+    def _look_into(self, room: WaitingRoom, at: float) -> None:
+        for letter in room.expired(at):
+            expired = errors.DeadlineExpired("its deadline passed while the cluster came up")
+            self._end(letter.identity, letter.message.request_id, expired)
+        if at >= room.open_at:
+            self._open_doors(at)
+
     def _open_doors(self, at: float) -> None:
         """What the cluster serves is known, or will not become known soon: take up what has waited."""
         room, self._room = self._room, None
-        for identity, message, body in room.empty() if room is not None else ():
-            peer = self.roster.get(identity)
-            if peer is not None:
-                self._serve_client(peer, message, body, at)
+        for letter in room.empty(at) if room is not None else ():
+            peer = self.roster.get(letter.identity)
+            assert peer is not None, "requests of clients that are gone do not wait"
+            self._serve_client(peer, letter.message, letter.body, at)
 
     def _begin_shutdown(self, at: float) -> None:
         """Tell the fleet, or where there is none the workers, to finish; `finished` when they have left."""
@@ -289,80 +299,18 @@ class Broker:
         self._handle(ev.ShutdownAsked(at=at))
         fleets = self.roster.all("fleet")
         for fleet in fleets:
-            self._send(fleet, wire.Shutdown())
+            self._send(fleet.identity, wire.Shutdown())
         if not fleets:
             for worker in self.roster.all("worker"):
                 self._handle(ev.DrainAsked(at=at, worker=worker.name))
 
     def _lose(self, peer: Peer, reason: str, at: float) -> None:
-        """A peer is gone: forget it, then tell the router."""
-        if not self.roster.leave(peer):
-            return
-        self._actions.append(Forget(peer.identity))
-        if peer.role == "worker":
-            log.info("worker %s %s", peer.name, reason)
-            self._handle(ev.WorkerGone(at=at, worker=peer.name, reason=reason))
-        elif peer.role == "client":
-            self._handle(ev.ClientGone(at=at, client=peer.name))
-
-    # -- decisions out ------------------------------------------------------------------------------------------------
-
-    def _handle(self, event: ev.Event) -> None:
-        """Let the router decide and do what it says; events that come up meanwhile follow in turn."""
-        self._pending.append(event)
-        if self._handling:
-            return
-        self._handling = True
-        try:
-            while self._pending:
-                event = self._pending.popleft()
-                for effect in self.router.handle(event):
-                    self._perform(effect, event.at)
-        except errors.TensoryardError as error:  # not the sender's fault, as `message` would take it for
-            raise RuntimeError("a decision of the router failed") from error
-        self._handling = False
-
-    def _perform(self, effect: ev.Effect, at: float) -> None:
-        match effect:
-            case ev.SendOutput():
-                self._pass_on(effect)
-            case ev.SendRequest():
-                self._to("worker", effect.worker, translation.message_to_worker(effect), self.bodies[effect.request_id])
-            case ev.ForgetBody():
-                self.bodies.pop(effect.request_id, None)
-            case ev.SendError():
-                self._to("client", effect.client, translation.error_message(effect))
-            case ev.SendCancel() | ev.SendDiscard() | ev.SendDrain():
-                self._to("worker", effect.worker, translation.message_to_worker(effect))
-            case ev.NotifyFleet():
-                self._dismiss_hung(effect, at)
-                for fleet in self.roster.all("fleet"):
-                    self._send(fleet, translation.notice(effect))
-
-    def _dismiss_hung(self, effect: ev.NotifyFleet, at: float) -> None:
-        """A worker that hung and comes to itself again must join anew: the router has forgotten it."""
-        peer = self.roster.named("worker", effect.worker)
-        if effect.what == "hung" and peer is not None:
-            self._lose(peer, "hung", at)
-
-    def _pass_on(self, effect: ev.SendOutput) -> None:
-        assert self._output is not None, "an output is passed on while it is being handled"
-        output, frames = self._output
-        self._to("client", effect.client, translation.output_message(effect, output.ledger), frames)
+        if self._room is not None:
+            self._room.leave(peer.identity)
+        self._dispatcher.lose(peer, reason, at)
 
     def _report(self, peer: Peer, query: int, answer: Any) -> None:
-        self._send(peer, wire.Report(query=query), [msgspec.msgpack.encode(answer)])
-
-    def _to(self, role: str, name: str, message: wire.Message, body: wire.Frames | None = None) -> None:
-        peer = self.roster.named(role, name)
-        if peer is not None:
-            self._send(peer, message, body)
-
-    def _send(self, peer: Peer, message: wire.Message, body: wire.Frames | None = None) -> None:
-        self._send_to(peer.identity, message, body)
-
-    def _send_to(self, identity: bytes, message: wire.Message, body: wire.Frames | None = None) -> None:
-        self._actions.append(Send(identity, [wire.encode(message), *(body or ())]))
+        self._send(peer.identity, wire.Report(query=query), [msgspec.msgpack.encode(answer)])
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -383,13 +331,7 @@ class Broker:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books do not balance, the router's included; O(everything), for tests."""
-        self.router.check_invariants()
-        assert not self._pending, "an event was not handled"
-        assert self.bodies.keys() == self.router.requests.keys(), "the bodies kept are not those of the live requests"
-        clients = {peer.name for peer in self.roster.all("client")}
-        assert self.router.clients.keys() <= clients, "a client that is gone has live requests"
-        workers = {peer.name for peer in self.roster.all("worker")}
-        assert self.router.workers.keys() <= workers, "a worker that is gone is on the router's books"
+        self._dispatcher.check_invariants()
 
 
 _SERVES = {

@@ -146,10 +146,13 @@ def test_the_coordinator_knows_no_tensor():
 #: Machines and books that run as they are on simulated time: what they need of the world is given to them.
 PURE = [
     *(f"coordinator/{name}" for name in ("router", "queues", "records", "story", "events")),
-    *(f"coordinator/{name}" for name in ("broker", "actions", "translation", "reports", "roster", "waiting_room")),
+    *(
+        f"coordinator/{name}"
+        for name in ("broker", "dispatcher", "actions", "translation", "reports", "roster", "waiting_room")
+    ),
     "links/presence",
     "client/conversation",
-    *(f"workers/{name}" for name in ("conversation", "answers", "batcher")),
+    *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "fleet")),
 ]
 
 
@@ -213,6 +216,7 @@ def test_every_module_has_its_test(folder):
         "__main__": "test_main",
         "events": "test_router",
         "actions": "test_broker",
+        "dispatcher": "test_broker",
         "aio": "test_client",
     }
     for path in (ROOT / folder).glob("*.py"):

@@ -498,7 +498,7 @@ def test_nothing_grows_with_use(serving, client, serve):
     assert client._connection._conversation.queries == {}
     broker = serving.coordinator.broker
     assert (broker.bodies, broker.router.requests, broker.router.clients) == ({}, {}, {})
-    assert (len(broker._pending), len(client._connection._session._outbox)) == (0, 0)
+    assert (len(broker._dispatcher._pending), len(client._connection._session._outbox)) == (0, 0)
 
 
 def test_eight_threads_share_a_client(client, serve):

@@ -362,7 +362,7 @@ def test_stories_are_told(scene):
 
 
 def test_requests_wait_for_a_fleet():
-    """What comes before the fleet has spoken waits, in order; what was cancelled meanwhile is answered as such."""
+    """What comes before the fleet has spoken waits; a cancel is answered at once, and who is gone waits no more."""
     scene = Scene(expects_fleet=True)
     scene.worker(b"w")
     for peer in (b"c", b"gone"):
@@ -370,15 +370,35 @@ def test_requests_wait_for_a_fleet():
     scene.say(b"c", submit("a"), b"body a")
     scene.say(b"c", submit("b"), b"body b")
     scene.say(b"gone", submit("c"), b"body c")
-    scene.say(b"c", wire.Cancel(request_id="a"))
-    scene.gone(b"gone")
     assert scene.all(b"c") == scene.all(b"w") == []
+    for _ in range(2):
+        scene.say(b"c", wire.Cancel(request_id="a"))
+    assert scene.take(b"c", wire.Error)[0].code == "cancelled"
+    scene.gone(b"gone")
+    scene.client(b"gone")  # again, and nothing is owed to what it was
     scene.join(b"f", "fleet")
     scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
-    assert scene.take(b"c", wire.Error)[0].code == "cancelled"
-    dispatched = {message.request_id for message, _ in scene.all(b"w") if isinstance(message, wire.Dispatch)}
-    assert "b" in dispatched
-    assert "c" not in dispatched
+    assert scene.take(b"w", wire.Dispatch)[0].request_id == "b"
+    assert scene.all(b"c") == scene.all(b"gone") == []
+
+
+def test_a_deadline_passes_while_a_request_waits_for_the_fleet():
+    """It is answered `expired` when its time is up, and what is taken up later has that much less time."""
+    scene = Scene(expects_fleet=True)
+    scene.client(b"c")
+    scene.worker(b"w")
+    for name, deadline_s in [("short", 0.25), ("long", 8.0)]:
+        scene.say(b"c", submit(name, deadline_s=deadline_s), b"body")
+    scene.broker.tick(0.0)
+    assert scene.broker.next_tick() == 0.25
+    scene.wait(0.25)
+    error, _ = scene.take(b"c", wire.Error)
+    assert (error.request_id, error.code) == ("short", "expired")
+    scene.wait(1.75)
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    dispatch, _ = scene.take(b"w", wire.Dispatch)
+    assert (dispatch.request_id, dispatch.deadline_s) == ("long", 6.0)
 
 
 def test_a_fleet_that_does_not_come_is_not_waited_for():
@@ -402,6 +422,10 @@ def test_too_many_that_wait_are_refused(monkeypatch):
     error, _ = scene.take(b"c", wire.Error)
     assert (error.request_id, error.code) == ("b", "overloaded")
     assert error.retry_after_s > 0
+    scene.say(b"c", submit("a"), b"body")  # the same again, which has its place
+    assert scene.all(b"c") == []
+    scene.say(b"c", wire.Cancel(request_id="a"))
+    assert scene.take(b"c", wire.Error)[0].code == "cancelled"
 
 
 def test_a_shutdown_waits_for_the_workers(scene):
