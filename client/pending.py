@@ -1,6 +1,6 @@
 """The requests of one client that have no terminal answer yet: what was sent, and what has come back.
 
-`client.py` adds to it, the session's thread (`connection.py`) settles. Keeps the request's shared memory until its
+`conversation.py` adds and settles. Keeps the request's shared memory until its
 answer has come, and everything needed to send it again.
 """
 
@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DuplicateRequest, TensoryardError
-from ..links import Frames
 from ..proto import wire
 from ..proto.codec import Encoded
 from .ledger import CopyLedger
-from .reply import Reply, monotonic
+from .reply import Reply
 
 
 @dataclass(slots=True, eq=False)
@@ -39,16 +38,16 @@ class Pending:
     received: int = 0
     received_bytes: int = 0
 
-    def message(self) -> wire.Submit:
-        """SUBMIT, with what is left of the deadline."""
+    def message(self, at: float) -> wire.Submit:
+        """SUBMIT, with what is left of the deadline at that time."""
         if self.deadline is None:
             return self.submit
-        left = max(self.deadline - monotonic(), 0.0)
+        left = max(self.deadline - at, 0.0)
         fields = {name: getattr(self.submit, name) for name in self.submit.__struct_fields__}
         return wire.Submit(**{**fields, "deadline_s": left})
 
-    def ledger(self, told: wire.Ledger | None) -> CopyLedger:
-        """The ledger so far."""
+    def ledger(self, told: wire.Ledger | None, at: float) -> CopyLedger:
+        """The ledger so far, at that time."""
         told = told or wire.Ledger()
         sent = self.body.socket_bytes + len(wire.encode(self.submit))
         return CopyLedger(
@@ -60,7 +59,7 @@ class Pending:
             socket_bytes=sent + told.request_socket_bytes + told.output_socket_bytes + self.received_bytes,
             wait_s=told.wait_s,
             execute_s=told.execute_s,
-            round_trip_s=monotonic() - self.sent_at,
+            round_trip_s=at - self.sent_at,
         )
 
 
@@ -107,6 +106,6 @@ class PendingTable:
         return len(self._entries)
 
 
-def frames_of(entry: Pending) -> Frames:
+def frames_of(entry: Pending) -> wire.Frames:
     """The body's frames, to be sent (again)."""
     return entry.body.frames

@@ -1,6 +1,7 @@
 """The coordinator: routes RequestID-tagged work to workers by task and model.
 
-`router.py` decides, `process.py` does. This layer never imports ray, numpy or a pipeline.
+`router.py` decides, `broker.py` speaks with the peers, `process.py` does. This layer never imports ray, numpy or a
+pipeline.
 """
 
 from .connection import Connection, connections, read_connection

@@ -1,6 +1,6 @@
 """What happens to the router (events, in the past tense) and what it wants done (effects, verbs): plain data.
 
-`router.py` maps one to the other; the process around it (`process.py`) makes events from messages and acts on effects.
+`router.py` maps one to the other; `broker.py` makes events from messages and acts on effects.
 Structs rather than dataclasses, because one is made for every message: 0.15 µs against 1 µs.
 """
 

@@ -6,8 +6,54 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
+
+import zmq
 
 from ..links import pid_namespace
+from .actions import Watch
+
+
+class ProcessWatch:
+    """The processes of those peers that can be seen from here; `poller` wakes when one has ended."""
+
+    def __init__(self, poller: zmq.Poller, host: str) -> None:
+        self._poller = poller
+        self._host = host
+        self._by_peer: dict[bytes, int] = {}
+        self._by_pidfd: dict[int, bytes] = {}
+
+    def watch(self, wish: Watch) -> None:
+        """Watch a peer's process, if it is one of ours to see; one that has ended already is left to its silence."""
+        try:
+            pidfd = open_pidfd(wish.pid, host=wish.host, namespace=wish.pid_namespace, own_host=self._host)
+        except ProcessLookupError:
+            return
+        if pidfd is not None:
+            self._by_peer[wish.peer] = pidfd
+            self._by_pidfd[pidfd] = wish.peer
+            self._poller.register(pidfd, zmq.POLLIN)
+
+    def forget(self, peer: bytes) -> None:
+        """Watch it no longer; harmless when it was not watched."""
+        pidfd = self._by_peer.pop(peer, None)
+        if pidfd is not None:
+            del self._by_pidfd[pidfd]
+            self._poller.unregister(pidfd)
+            os.close(pidfd)
+
+    def ended(self, ready: Mapping[Any, int]) -> list[bytes]:
+        """Peers whose process has ended, of the descriptors that are ready."""
+        return [self._by_pidfd[fd] for fd in ready if isinstance(fd, int) and fd in self._by_pidfd]
+
+    def close(self) -> None:
+        """Watch nobody any more."""
+        for peer in list(self._by_peer):
+            self.forget(peer)
+
+    def __len__(self) -> int:
+        return len(self._by_peer)
 
 
 def open_pidfd(pid: int, *, host: str, namespace: str, own_host: str) -> int | None:

@@ -1,16 +1,13 @@
 """Which peers are connected, under which names, and which of them have gone quiet.
 
-Kept by `process.py`; knows nothing of requests.
+Kept by `broker.py`; knows nothing of requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ..proto import wire
-from .liveness import open_pidfd
 
 #: Peers that sent unreadable messages and are remembered for it.
 _MAX_COMPLAINTS = 4096
@@ -28,18 +25,14 @@ class Peer:
     pid: int
     #: Monotonic time of its last message.
     seen: float
-    #: Readable once the process has ended; None when it lives elsewhere.
-    pidfd: int | None = None
 
 
 class Roster:
     """The connected peers."""
 
-    def __init__(self, host: str) -> None:
-        self._host = host
+    def __init__(self) -> None:
         self._by_identity: dict[bytes, Peer] = {}
         self._by_name: dict[tuple[str, str], Peer] = {}
-        self._by_pidfd: dict[int, Peer] = {}
         self._complaints: dict[bytes, int] = {}
 
     def get(self, identity: bytes) -> Peer | None:
@@ -63,21 +56,12 @@ class Roster:
         found = {id(p): p for p in (self.get(identity), self.named(hello.role, _name(identity, hello))) if p}
         return list(found.values())
 
-    def join(self, identity: bytes, hello: wire.Hello, now: float) -> tuple[Peer, int | None]:
-        """Enter a peer; also returns a pidfd to wait on, where its process can be seen from here.
-
-        A process that has ended already is left to its silence.
-        """
-        peer = Peer(identity, hello.role, _name(identity, hello), hello.host, hello.pid, now)
-        try:
-            peer.pidfd = open_pidfd(hello.pid, host=hello.host, namespace=hello.pid_namespace, own_host=self._host)
-        except ProcessLookupError:
-            peer.pidfd = None
+    def join(self, identity: bytes, hello: wire.Hello, at: float) -> Peer:
+        """Enter a peer."""
+        peer = Peer(identity, hello.role, _name(identity, hello), hello.host, hello.pid, at)
         self._by_identity[identity] = peer
         self._by_name[peer.role, peer.name] = peer
-        if peer.pidfd is not None:
-            self._by_pidfd[peer.pidfd] = peer
-        return peer, peer.pidfd
+        return peer
 
     def leave(self, peer: Peer) -> bool:
         """Strike a peer off; False when it was struck off before."""
@@ -86,22 +70,16 @@ class Roster:
         del self._by_identity[peer.identity]
         del self._by_name[peer.role, peer.name]
         self._complaints.pop(peer.identity, None)
-        if peer.pidfd is not None:
-            del self._by_pidfd[peer.pidfd]
         return True
-
-    def ended(self, ready: Mapping[Any, int]) -> list[Peer]:
-        """Peers whose process has ended, of the descriptors that are ready."""
-        return [self._by_pidfd[fd] for fd in ready if isinstance(fd, int) and fd in self._by_pidfd]
 
     def silent_since(self, before: float) -> list[Peer]:
         """Peers whose last message is older."""
         return [peer for peer in self._by_identity.values() if peer.seen < before]
 
-    def excuse(self, seconds: float, now: float) -> None:
+    def excuse(self, seconds: float, at: float) -> None:
         """For so long nobody could be heard, because we did not listen."""
         for peer in self._by_identity.values():
-            peer.seen = min(peer.seen + seconds, now)
+            peer.seen = min(peer.seen + seconds, at)
 
     def complain(self, identity: bytes) -> int:
         """Count an unreadable message; returns how many this peer has sent."""

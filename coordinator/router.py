@@ -1,6 +1,6 @@
 """All that changes the state of a request lives here: a pure machine, `handle(event) -> effects`.
 
-It knows no socket, clock, thread or pipeline; `process.py` feeds it and acts on what it says. Events and effects are
+It knows no socket, clock, thread or pipeline; `broker.py` feeds it and acts on what it says. Events and effects are
 in `events.py`, the order of waiting requests and the choice of workers in `queues.py`, the books in `records.py`.
 
     request   QUEUED → RUNNING → (QUEUED again when its worker is lost) → ended: finished, failed, cancelled, expired

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ..proto import wire
+
 #: One message: bytes-like objects, the envelope first.
-Frames = list[Any]
+Frames = wire.Frames
 
 
 class PeerLink(Protocol):

@@ -1,7 +1,7 @@
-"""A peer's session with the coordinator: one thread that says hello, beats, and says hello again when it must.
+"""A peer's session with the coordinator: one thread around `presence.py`, which knows what to say and when.
 
-Clients, workers and the fleet each own one and get its callbacks, all in its thread. It reads the messages that keep a
-session alive and hands on all others; `base.py` is what it talks through.
+Clients, workers and the fleet each own one and get its callbacks, all in its thread; `base.py` is what it talks
+through.
 """
 
 from __future__ import annotations
@@ -13,44 +13,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import zmq
 
-from ..errors import ConfigError, ProtocolError, TensoryardError, from_wire
+from ..errors import ConfigError
 from ..proto import wire
 from ..settings import Settings
 from ..shm import host_name
 from ..version import __version__
 from .base import Frames, PeerLink
 from .pid_namespace import pid_namespace
+from .presence import Callbacks, Presence
 from .zeromq import ZmqPeer
 
 log = logging.getLogger(__name__)
 
-#: While nobody answers, only every so many heartbeats is sent, so that what is queued stays small.
-_LOST_BEAT_FACTOR = 5
 #: Messages taken per turn before what is to be sent is sent and the heartbeat is looked at.
 _MESSAGES_PER_TURN = 256
-
-
-class Callbacks(Protocol):
-    """What a session tells its owner, in the session's thread. None of these may wait for anything."""
-
-    def on_welcome(self, welcome: wire.Welcome) -> None:
-        """The coordinator knows us: for the first time, again, or a new one."""
-
-    def on_message(self, message: Any, body: Frames) -> None:
-        """Any other message."""
-
-    def on_refused(self, error: TensoryardError) -> None:
-        """The coordinator did not understand, or does not admit us."""
-
-    def on_beat(self, silent_s: float) -> wire.Heartbeat:
-        """About once a heartbeat: for how many seconds the coordinator has been silent. Returns what to send."""
-
-    def on_failure(self, error: Exception) -> None:
-        """The session's thread ends: the address is none (ConfigError), or there is a bug of ours."""
 
 
 class Session:
@@ -70,9 +50,7 @@ class Session:
         self.address = address
         self._role = role
         self._name = name
-        self._decoder = decoder
         self._callbacks = callbacks
-        self._settings = settings
         self._watch = watch or {}
         self._outbox: deque[Frames] = deque()
         #: Ends a wait of the thread; -1 once closed. The lock, which a signal handler may meet held by its own thread,
@@ -80,14 +58,24 @@ class Session:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.RLock()
         self._closing = False
-        #: When the HELLO that has no answer yet was sent; minus infinity when none is due.
-        self._asked_at = -math.inf
-        #: Seconds, up to the last beat, in which we listened and heard nothing. Time in which we did not listen, since
-        #: this process was stopped, is not held against the coordinator.
-        self.silent_s = 0.0
-        self._heard = True
-        self._next_beat = self._last_beat = time.monotonic()
+        hello = wire.Hello(
+            version=wire.WIRE_VERSION,
+            role=role,
+            name=name,
+            host=host_name(),
+            pid=os.getpid(),
+            pid_namespace=pid_namespace(),
+            software=f"tensoryard {__version__}",
+        )
+        self._presence = Presence(
+            hello=hello, decoder=decoder, callbacks=callbacks, settings=settings, at=time.monotonic()
+        )
         self._thread = threading.Thread(target=self._run, name=f"tensoryard-{role}", daemon=True)
+
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds, up to the last beat, the coordinator has not been heard."""
+        return self._presence.silent_s
 
     def start(self) -> None:
         """Connect and say hello."""
@@ -124,7 +112,7 @@ class Session:
         link: PeerLink | None = None
         try:
             link = ZmqPeer(self.address)
-            self._hello(link)
+            self._presence.greet(link, time.monotonic())
             poller = self._poller(link)
             while not self._closing:
                 self._turn(link, poller)
@@ -148,7 +136,7 @@ class Session:
         return poller
 
     def _turn(self, link: PeerLink, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(math.ceil(max(self._next_beat - time.monotonic(), 0) * 1000)))
+        ready = dict(poller.poll(math.ceil(max(self._presence.next_beat - time.monotonic(), 0) * 1000)))
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
         for fd, call in self._watch.items():
@@ -158,61 +146,13 @@ class Session:
             frames = link.receive()
             if frames is None:
                 break
-            self._heard = True
-            self.silent_s = 0.0
-            self._receive(link, frames)
+            self._presence.receive(link, frames, time.monotonic())
         self._flush(link)
-        if time.monotonic() >= self._next_beat:
-            self._beat(link)
+        now = time.monotonic()
+        if now >= self._presence.next_beat:
+            self._presence.beat(link, now)
 
     def _flush(self, link: PeerLink) -> None:
         """Send what is queued now; what is posted meanwhile wakes the next turn."""
         for _ in range(len(self._outbox)):
             link.send(self._outbox.popleft())
-
-    def _hello(self, link: PeerLink) -> None:
-        """Ask to be let in, unless an answer to that is still due."""
-        now = time.monotonic()
-        if now - self._asked_at < self._settings.heartbeat_s:
-            return
-        self._asked_at = now
-        hello = wire.Hello(
-            version=wire.WIRE_VERSION,
-            role=self._role,
-            name=self._name,
-            host=host_name(),
-            pid=os.getpid(),
-            pid_namespace=pid_namespace(),
-            software=f"tensoryard {__version__}",
-        )
-        link.send([wire.encode(hello)])
-
-    def _beat(self, link: PeerLink) -> None:
-        now = time.monotonic()
-        planned_s = self._next_beat - self._last_beat
-        if not self._heard:
-            self.silent_s += planned_s
-        self._heard = False
-        link.send([wire.encode(self._callbacks.on_beat(self.silent_s))])
-        lost = self.silent_s > self._settings.liveness_s
-        self._last_beat = now
-        self._next_beat = now + self._settings.heartbeat_s * (_LOST_BEAT_FACTOR if lost else 1)
-
-    def _receive(self, link: PeerLink, frames: Frames) -> None:
-        try:
-            message = wire.decode(self._decoder, frames[0] if frames else b"")
-        except ProtocolError as error:
-            log.warning("a message from the coordinator was dropped: %s", error)
-            return
-        match message:
-            case wire.Welcome():
-                self._asked_at = -math.inf
-                self._callbacks.on_welcome(message)
-            case wire.Rejoin():
-                self._hello(link)
-            case wire.Refused():
-                self._callbacks.on_refused(from_wire(message.code, message.text))
-            case wire.Heartbeat():
-                pass
-            case _:
-                self._callbacks.on_message(message, frames[1:])

@@ -1,6 +1,6 @@
 """What a coordinator tells about its cluster: the answer to ASK_STATUS, for `client.status()` and the CLI.
 
-Built by `coordinator/process.py`; plain numbers and names of one moment.
+Built by `coordinator/reports.py`; plain numbers and names of one moment.
 """
 
 from __future__ import annotations

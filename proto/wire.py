@@ -21,6 +21,8 @@ MAX_ENVELOPE_BYTES = 4 << 20
 #: Frames of one message, outputs of a whole batch included.
 MAX_FRAMES = 4096
 
+#: One message: bytes-like objects, the envelope first.
+Frames = list[Any]
 Id = Annotated[str, Meta(min_length=1, max_length=128)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(max_length=65536)]

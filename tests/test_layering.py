@@ -143,12 +143,25 @@ def test_the_coordinator_knows_no_tensor():
             assert not {name for name in names if "pipelines" in name or name.endswith(".codec")}, path
 
 
-@pytest.mark.parametrize("name", ["router", "queues", "records", "story", "events"])
-def test_the_router_is_a_pure_machine(name):
-    """The machine and its books import neither clock, chance, thread, socket nor transport."""
-    found = {top(entry.module) for entry in imports_of(Path(f"coordinator/{name}.py"))}
-    assert not found & IMPURE
-    assert "tensoryard.links" not in {entry.module for entry in imports_of(Path(f"coordinator/{name}.py"))}
+#: Machines and books that run as they are on simulated time: what they need of the world is given to them.
+PURE = [
+    *(f"coordinator/{name}" for name in ("router", "queues", "records", "story", "events")),
+    *(
+        f"coordinator/{name}"
+        for name in ("broker", "dispatcher", "actions", "translation", "reports", "roster", "waiting_room")
+    ),
+    "links/presence",
+    "client/conversation",
+    *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "fleet")),
+]
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_machines_are_pure(name):
+    """They import neither clock, chance, thread, socket nor transport, nor a shell of ours that does."""
+    found = {entry.module for entry in imports_of(Path(f"{name}.py"))}
+    assert not {top(module) for module in found} & IMPURE
+    assert "tensoryard.links" not in found
 
 
 def test_the_client_is_light():
@@ -202,7 +215,8 @@ def test_every_module_has_its_test(folder):
         "pid_namespace": "test_session",
         "__main__": "test_main",
         "events": "test_router",
-        "waiting_room": "test_waiting_room",
+        "actions": "test_broker",
+        "dispatcher": "test_broker",
         "aio": "test_client",
     }
     for path in (ROOT / folder).glob("*.py"):

@@ -1,15 +1,15 @@
 """The worker's main loop: takes batches, runs the pipeline, turns what it returns into answers.
 
-Gets its batches from `inbox.py` and leaves answers with `link.py`; knows pipelines and pools, no sockets.
+Gets its batches from `inbox.py` and leaves answers (`answers.py`) with `link.py`; knows pipelines and pools, but no
+sockets.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .. import errors
 from ..proto import wire
@@ -20,19 +20,11 @@ from ..proto.pipeline import Pipeline, PipelineTask
 from ..proto.request import RequestID
 from ..settings import Settings
 from ..shm import Loan, Pool
+from .answers import ENVELOPE_BYTES, MAX_FRAMES, Answer, describe
 from .batcher import Work
 from .inbox import Inbox
 
 log = logging.getLogger(__name__)
-
-#: One answer on its way: its part of OUTPUTS, the frames, and the shared memory that they name.
-Answer = tuple[wire.Output, list[Any], list[Loan]]
-#: Most frames of one output: a message of OUTPUTS has one more, its envelope.
-MAX_FRAMES = wire.MAX_FRAMES - 1
-#: What an output takes of the envelope at most, its text aside.
-ENVELOPE_BYTES = 4096
-#: Longest text of an error.
-MAX_TEXT_CHARS = 8000
 
 
 class Limits(Protocol):
@@ -47,9 +39,17 @@ class Limits(Protocol):
         """Of all frames together."""
 
 
+class Executed(NamedTuple):
+    """A batch and what the pipeline made of it: outputs and errors by RequestID, or less than all of them."""
+
+    batch: list[Work]
+    results: dict[RequestID, Any]
+
+
 class Engine:
     """Runs one pipeline until its inbox ends. `send` passes answers on, from the main thread.
 
+    A step is `execute`, then `answer`: apart, so that time can pass between them where nothing really runs.
     Arrays of at least `threshold_bytes` leave by handle.
     """
 
@@ -65,6 +65,7 @@ class Engine:
         settings: Settings,
         threshold_bytes: int,
         worker: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipeline = pipeline
         self._task = task
@@ -78,6 +79,7 @@ class Engine:
         self._settings = settings
         self._threshold_bytes = threshold_bytes
         self._worker = worker
+        self._clock = clock
         #: Moves with every step: what the coordinator sees of our being alive rather than hung.
         self.progress = 0
         #: Until when the outputs of this step, all together, may wait for room in the pool (monotonic seconds).
@@ -90,6 +92,10 @@ class Engine:
         """
         while self._run_batch():
             pass
+        self.release_all()
+
+    def release_all(self) -> None:
+        """The pipeline is to let go of everything that was begun and not finished."""
         for work in self._inbox.held():
             self._release(work)
 
@@ -98,18 +104,24 @@ class Engine:
         batch = self._inbox.next_batch()
         if batch is None:
             return False
-        self._step(batch)
+        self.answer(self.execute(batch))
         return True
 
-    def _step(self, batch: list[Work]) -> None:
+    def execute(self, batch: list[Work]) -> Executed:
+        """One step of the pipeline, for those of a batch that are still wanted."""
         self.progress += 1
-        began = time.monotonic()
+        began = self._clock()
         wanted = [work for work in batch if not work.context.cancelled]
         results = self._execute(wanted) if wanted else {}
-        ended_at = time.monotonic()
+        took_s = self._clock() - began
         for work in wanted:
-            work.execute_s += ended_at - began
-        self._place_until = ended_at + self._settings.allocate_timeout_s
+            work.execute_s += took_s
+        return Executed(batch, results)
+
+    def answer(self, executed: Executed) -> None:
+        """Answer each request of the batch for itself, and let go of those that have ended."""
+        self._place_until = self._clock() + self._settings.allocate_timeout_s
+        batch, results = executed
         answers = [self._answer(work, results.get(work.context.request_id)) for work in batch]
         ended = [work for work, (output, _, _) in zip(batch, answers, strict=True) if output.done or output.code]
         for work in ended:
@@ -120,7 +132,7 @@ class Engine:
             self._release(work)
 
     def _execute(self, batch: list[Work]) -> dict[RequestID, Any]:
-        """One step of the pipeline; what it raises becomes the answer of the whole batch."""
+        """What the pipeline returns; what it raises becomes the answer of the whole batch."""
         contexts = {work.context.request_id: work.context for work in batch}
         for work in batch:
             work.started = True
@@ -188,7 +200,7 @@ class Engine:
     def _place(self, array: Any, request_id: str) -> tuple[Loan, bool] | None:
         """Into the pool; a full pool sends the array out-of-band instead: slower, not broken."""
         try:
-            timeout_s = max(self._place_until - time.monotonic(), 0.0)
+            timeout_s = max(self._place_until - self._clock(), 0.0)
             return self._pool.publish(array, timeout_s=timeout_s, tag=request_id)
         except errors.PoolExhausted as error:
             log.warning("an output goes through the socket: %s", error)
@@ -238,25 +250,3 @@ class Engine:
             self._pipeline.release(work.context.request_id)
         except Exception:
             log.exception("the pipeline's release of request %s raised", work.request_id)
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """Code and text of what went wrong with a request: ours as they are, others as the pipeline's error."""
-    if isinstance(error, errors.TensoryardError):
-        code = error.code if error.code in errors.BY_CODE else errors.PipelineError.code
-        return code, clean_text(error.text)
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" (at {frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return errors.PipelineError.code, clean_text(f"{type(error).__name__}: {_said(error)}{where}")
-
-
-def clean_text(text: object, max_chars: int = MAX_TEXT_CHARS) -> str:
-    """A text that can travel: file names in it may hold bytes that are no text."""
-    return str(text).encode(errors="replace").decode()[:max_chars]
-
-
-def _said(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be made)"

@@ -17,7 +17,7 @@ from ..links import Frames, Session
 from ..proto import wire
 from ..proto.deployment import Deployment
 from ..settings import Settings
-from .engine import clean_text
+from .answers import clean_text
 from .fleet import Announce, Drain, Effect, Finished, Fleet, Kill, Launch
 from .launchers import Launcher
 

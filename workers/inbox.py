@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from .batcher import Batcher, Work
 
@@ -14,8 +15,9 @@ from .batcher import Batcher, Work
 class Inbox:
     """Thread-safe batcher."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, clock: Callable[[], float] = time.monotonic) -> None:
         self._batcher = batcher
+        self._clock = clock
         self._changed = threading.Condition()
         self._abandoned = False
 
@@ -46,14 +48,23 @@ class Inbox:
     def next_batch(self) -> list[Work] | None:
         """Wait for a batch; None when the worker is to end. In the main thread."""
         with self._changed:
-            while not self._abandoned:
-                batch, wait_s = self._batcher.next_batch(time.monotonic())
+            while not self._over():
+                batch, wait_s = self._batcher.next_batch(self._clock())
                 if batch:
                     return batch
-                if self._batcher.draining and not len(self._batcher):
-                    return None
                 self._changed.wait(wait_s)
             return None
+
+    def poll(self) -> tuple[list[Work] | None, float | None]:
+        """The next batch without waiting, or None when the worker is to end; with an empty one, how long to wait.
+
+        None as the wait: until something comes.
+        """
+        with self._changed:
+            return (None, None) if self._over() else self._batcher.next_batch(self._clock())
+
+    def _over(self) -> bool:
+        return self._abandoned or (self._batcher.draining and not len(self._batcher))
 
     def finish(self, work: Work) -> None:
         """See `Batcher.finish`."""

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy.typing as npt
@@ -27,10 +27,9 @@ from ..proto.pipeline import Pipeline, PipelineTask
 from ..settings import Settings
 from ..shm import Pool, Reader, SharedMemoryArray
 from .batcher import Work
+from .conversation import Key
 from .inbox import Inbox
 
-#: A request and one attempt to answer it.
-Key = tuple[str, int]
 #: Passes on why a request is answered without being run. From any thread.
 Reject = Callable[[Key, Exception], None]
 #: Segments remembered as attached; beyond, all are asked for again.
@@ -45,15 +44,47 @@ class _NotAttachedError(Exception):
         self.pool_name = pool_name
 
 
-class Intake:
-    """Takes requests in; `begin` comes first. All but `begin` and `close` run in the session's thread."""
+class Memory(Protocol):
+    """The clients' memory: `Reader`'s side of it that is needed here."""
 
-    def __init__(self, *, inbox: Inbox, pool: Pool, settings: Settings, reject: Reject) -> None:
+    def open(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+        """A view of an array; may wait for its owner, the first time that its segment is named."""
+
+    def housekeep(self) -> None:
+        """Let go of what is not used."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def _in_a_thread(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="tensoryard-intake", daemon=True).start()
+
+
+class Intake:
+    """Takes requests in; `begin` comes first. All but `begin` and `close` run in the session's thread.
+
+    `spawn` runs what may wait for other processes, beside that thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        pool: Pool,
+        settings: Settings,
+        reject: Reject,
+        reader: Memory | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        spawn: Callable[[Callable[[], None]], None] = _in_a_thread,
+    ) -> None:
         self._inbox = inbox
         self._pool = pool
         self._settings = settings
         self._reject = reject
-        self._reader = Reader()
+        self._reader: Memory = reader or Reader()
+        self._clock = clock
+        self._spawn = spawn
         self._pipeline: Pipeline[Any, Any] | None = None
         self._task = PipelineTask.UNDEFINED
         self._option_names: frozenset[str] = frozenset()
@@ -78,7 +109,7 @@ class Intake:
 
     def take(self, message: wire.Dispatch, body: Frames) -> None:
         """A request has come; one that cannot be read is rejected alone."""
-        now = time.monotonic()
+        now = self._clock()
         try:
             work = self._read(message, body, now, self._open_attached)
         except _NotAttachedError as error:
@@ -189,7 +220,7 @@ class Intake:
                 queue.append((message, body, arrived))
                 return
             self._queues[pool_name] = deque([(message, body, arrived)])
-        threading.Thread(target=self._work_off, args=(pool_name,), name="tensoryard-intake", daemon=True).start()
+        self._spawn(functools.partial(self._work_off, pool_name))
 
     def _work_off(self, pool_name: str) -> None:
         while True:

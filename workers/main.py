@@ -24,10 +24,11 @@ from ..proto.pipeline import Pipeline
 from ..settings import Settings, from_environment
 from ..shm import Pool
 from .batcher import Batcher
+from .conversation import EXIT_DRAINED, EXIT_START_FAILED
 from .engine import Engine
 from .factory import build_pipeline
 from .inbox import Inbox
-from .link import EXIT_DRAINED, EXIT_START_FAILED, WorkerLink
+from .link import WorkerLink
 
 log = logging.getLogger(__name__)
 

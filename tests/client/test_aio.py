@@ -473,7 +473,7 @@ def test_replies_nobody_awaits_are_collected(run, serve):
         await soon(lambda: _idle(client), "all are answered")
         gc.collect()
         inner = client._client._connection
-        await soon(lambda: asyncio.sleep(0, not len(inner._pending)), "nothing is under way")
+        await soon(lambda: asyncio.sleep(0, not len(inner._conversation.pending)), "nothing is under way")
         assert inner.pool.statistics().used_blocks == 0
 
     run(scenario)

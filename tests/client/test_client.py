@@ -40,7 +40,7 @@ def serving():
 def client(serving):
     with connect(serving.address, settings=CALM) as client:
         yield client
-        assert len(client._connection._pending) == 0
+        assert len(client._connection._conversation.pending) == 0
 
 
 @pytest.fixture
@@ -495,10 +495,10 @@ def test_nothing_grows_with_use(serving, client, serve):
     del replies, reply
     gc.collect()
     assert [thing for thing in gc.get_objects() if isinstance(thing, Reply | Pending)] == []
-    assert client._connection._queries == {}
-    coordinator = serving.coordinator
-    assert (coordinator._bodies, coordinator.router.requests, coordinator.router.clients) == ({}, {}, {})
-    assert (len(coordinator._pending), len(client._connection._session._outbox)) == (0, 0)
+    assert client._connection._conversation.queries == {}
+    broker = serving.coordinator.broker
+    assert (broker.bodies, broker.router.requests, broker.router.clients) == ({}, {}, {})
+    assert (len(broker._dispatcher._pending), len(client._connection._session._outbox)) == (0, 0)
 
 
 def test_eight_threads_share_a_client(client, serve):

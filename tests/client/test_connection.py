@@ -62,7 +62,7 @@ def make_client():
     yield make
     for client in clients:
         client.close()
-        assert len(client._connection._pending) == 0
+        assert len(client._connection._conversation.pending) == 0
 
 
 @pytest.fixture
@@ -311,7 +311,7 @@ def test_what_cannot_travel_is_refused_at_once(hub, client):
         client.submit(request([large(), np.array([object()])]))
     assert hub.of(wire.Submit) == []
     assert used(client) == 0
-    assert len(client._connection._pending) == 0
+    assert len(client._connection._conversation.pending) == 0
 
 
 LIMITS = {
@@ -1000,16 +1000,16 @@ def test_a_client_may_be_closed_from_a_listener(hub, client):
 
 def test_a_request_that_meets_the_close_does_not_hang(client, monkeypatch):
     """When the client is closed while `submit` is at work, `submit` raises rather than return a reply nobody ends."""
-    add = client._connection._pending.add
+    add = client._connection._conversation.pending.add
 
     def close_first(entry):
         client.close()
         add(entry)
 
-    monkeypatch.setattr(client._connection._pending, "add", close_first)
+    monkeypatch.setattr(client._connection._conversation.pending, "add", close_first)
     with pytest.raises(errors.NotConnected):
         client.submit(request())
-    assert len(client._connection._pending) == 0
+    assert len(client._connection._conversation.pending) == 0
 
 
 def test_a_question_that_meets_the_close_does_not_hang(hub, client):

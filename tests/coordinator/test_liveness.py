@@ -8,8 +8,10 @@ import select
 import subprocess
 
 import pytest
+import zmq
 
-from tensoryard.coordinator.liveness import open_pidfd
+from tensoryard.coordinator.actions import Watch
+from tensoryard.coordinator.liveness import ProcessWatch, open_pidfd
 from tensoryard.links import pid_namespace
 
 OURS = {"host": "h", "namespace": pid_namespace(), "own_host": "h"}
@@ -80,3 +82,48 @@ def test_without_descriptors_nobody_is_watched():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in used:
             os.close(fd)
+
+
+@pytest.fixture
+def poller():
+    return zmq.Poller()
+
+
+@pytest.fixture
+def watch(poller):
+    watch = ProcessWatch(poller, "h")
+    yield watch
+    watch.close()
+    assert poller.sockets == []
+
+
+def wish(peer, pid):
+    return Watch(peer, pid=pid, host="h", pid_namespace=pid_namespace())
+
+
+@pytest.mark.process
+def test_the_poller_wakes_for_the_peer_that_died(poller, watch):
+    """Of two peers the one whose process ended is named; other descriptors that are ready are passed over."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        watch.watch(wish(b"child", process.pid))
+        watch.watch(wish(b"ourselves", os.getpid()))
+        assert watch.ended(dict(poller.poll(0))) == []
+        process.kill()
+        ready = dict(poller.poll(30_000))
+    assert watch.ended({object(): 1, -5: 1, **ready}) == [b"child"]
+    watch.forget(b"child")
+    assert watch.ended(ready) == []
+    assert len(watch) == 1
+
+
+@pytest.mark.process
+def test_whom_nobody_can_see_is_not_watched(poller, watch):
+    """A process that has ended, lives elsewhere or is unknown leaves nothing to wait on; forgetting it is harmless."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    watch.watch(wish(b"ended", process.pid))
+    watch.watch(wish(b"no pid", 0))
+    watch.watch(Watch(b"elsewhere", pid=os.getpid(), host="other", pid_namespace=pid_namespace()))
+    assert (len(watch), poller.sockets) == (0, [])
+    watch.forget(b"ended")
+    watch.forget(b"a stranger")

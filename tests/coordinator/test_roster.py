@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
 import pytest
 
 from tensoryard.coordinator import roster as roster_module
-from tensoryard.coordinator.roster import Peer, Roster
-from tensoryard.links import pid_namespace
+from tensoryard.coordinator.roster import Roster
 from tensoryard.proto import wire
-
-HERE = "this-host"
 
 
 def hello(role="client", name="c", **fields):
-    return wire.Hello(version=1, role=role, name=name, **{"host": "elsewhere", **fields})
+    return wire.Hello(version=1, role=role, name=name, **fields)
 
 
 def identity(number):
@@ -25,15 +19,11 @@ def identity(number):
 
 @pytest.fixture
 def roster():
-    roster = Roster(HERE)
-    yield roster
-    for peer in roster.all():
-        if peer.pidfd is not None:
-            os.close(peer.pidfd)
+    return Roster()
 
 
 def join(roster, number, role="client", name="c", at=0.0, **fields):
-    return roster.join(identity(number), hello(role, name, **fields), at)[0]
+    return roster.join(identity(number), hello(role, name, **fields), at)
 
 
 def test_peers_are_found_by_identity_name_and_role(roster):
@@ -106,28 +96,3 @@ def test_complaints_are_bounded(roster):
     for number in range(3 * roster_module._MAX_COMPLAINTS):
         roster.complain(identity(number))
         assert len(roster._complaints) <= roster_module._MAX_COMPLAINTS
-
-
-@pytest.mark.process
-def test_an_ended_process_is_told_by_its_descriptor(roster):
-    """`ended` gives the peer whose pidfd is ready, and takes no notice of other descriptors."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        peer = join(roster, 1, host=HERE, pid=process.pid, pid_namespace=pid_namespace())
-        assert isinstance(peer.pidfd, int)
-        assert roster.ended({}) == []
-        assert roster.ended({object(): 1, -5: 1, peer.pidfd: 1}) == [peer]
-        process.kill()
-    roster.leave(peer)
-    assert roster.ended({peer.pidfd: 1}) == []
-    os.close(peer.pidfd)
-
-
-@pytest.mark.process
-def test_a_process_that_has_ended_joins_without_a_descriptor(roster):
-    """A peer whose process is gone when it joins has no pidfd; its silence will tell."""
-    with subprocess.Popen(["true"]) as process:
-        process.wait()
-    peer, pidfd = roster.join(identity(1), hello(host=HERE, pid=process.pid, pid_namespace=pid_namespace()), 0.0)
-    assert pidfd is None
-    assert peer == roster.get(identity(1))
-    assert isinstance(peer, Peer)

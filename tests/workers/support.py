@@ -24,8 +24,9 @@ from tensoryard.proto.one_shot import new_context
 from tensoryard.proto.pipeline import Pipeline
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool
+from tensoryard.workers.answers import Answer
 from tensoryard.workers.batcher import Batcher, Work
-from tensoryard.workers.engine import Answer, Engine
+from tensoryard.workers.engine import Engine
 from tensoryard.workers.inbox import Inbox
 from tensoryard.workers.launchers import Order
 

@@ -19,7 +19,7 @@ from tensoryard import errors
 from tensoryard.proto.codec import decode_body
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool, Reader
-from tensoryard.workers.engine import MAX_TEXT_CHARS, describe
+from tensoryard.workers.answers import MAX_TEXT_CHARS, describe
 
 from .support import AUDIO, Bench, audio, audio_request, embed_request, embedding, in_thread, until
 

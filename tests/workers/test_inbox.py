@@ -132,3 +132,28 @@ def test_cancelling_the_last_of_a_draining_inbox_ends_it():
     assert inbox.cancel("b", 1) is waiting
     inbox.finish(active)
     assert inbox.next_batch() is None
+
+
+def test_without_waiting_it_says_how_long_to_wait():
+    """`poll` gives the batch that is due by the given clock, or how long to wait for it, or that all is over."""
+    now = [10.0]
+    inbox = Inbox(Batcher(max_batch_size=2, max_wait_s=3.0), clock=lambda: now[0])
+    assert inbox.poll() == ([], None)
+    work = plain_work("a", arrived=10.0)
+    inbox.put(work)
+    now[0] = 11.0
+    assert inbox.poll() == ([], 2.0)
+    now[0] = 13.0
+    assert inbox.poll() == ([work], None)
+    inbox.drain()
+    assert inbox.poll() == ([work], None)
+    inbox.finish(work)
+    assert inbox.poll() == (None, None)
+
+
+def test_an_abandoned_inbox_has_nothing_to_give():
+    """`poll` after `abandon` says that all is over, whatever waits."""
+    inbox = Inbox(Batcher(max_batch_size=1, max_wait_s=0.0))
+    inbox.put(plain_work("a"))
+    inbox.abandon()
+    assert inbox.poll() == (None, None)

@@ -21,10 +21,11 @@ from tensoryard import errors
 from tensoryard.proto.codec import encode_body
 from tensoryard.settings import Settings
 from tensoryard.shm import Loan, Pool, SharedMemoryArray
+from tensoryard.workers.answers import describe
 from tensoryard.workers.batcher import Batcher, Work
-from tensoryard.workers.engine import describe
+from tensoryard.workers.conversation import Key
 from tensoryard.workers.inbox import Inbox
-from tensoryard.workers.intake import Intake, Key
+from tensoryard.workers.intake import Intake
 
 from .support import DEADLINE_S, EMBED, Told, body_of, dispatch, embed_request, in_thread, until
 

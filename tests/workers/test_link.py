@@ -14,11 +14,12 @@ from tensoryard import errors
 from tensoryard.proto import wire
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool, Reader
-from tensoryard.workers import link as module
+from tensoryard.workers import conversation as module
+from tensoryard.workers.answers import Answer
 from tensoryard.workers.batcher import Batcher, Work
-from tensoryard.workers.engine import Answer
+from tensoryard.workers.conversation import EXIT_DRAINED, EXIT_ORPHANED, EXIT_REFUSED
 from tensoryard.workers.inbox import Inbox
-from tensoryard.workers.link import EXIT_DRAINED, EXIT_ORPHANED, EXIT_REFUSED, WorkerLink
+from tensoryard.workers.link import WorkerLink
 
 from ..baseline import Baseline
 from ..scripted import Hub
@@ -121,7 +122,7 @@ def test_ready_comes_once_the_worker_is_known_and_loaded(make_desk, hub):
     desk = make_desk()
     [hello] = hub.wait(wire.Hello)
     assert (hello.role, hello.name, hello.version) == ("worker", "w-1", wire.WIRE_VERSION)
-    until(lambda: desk.link._welcomed, "the worker is welcomed")
+    until(lambda: desk.link._conversation.is_welcome, "the worker is welcomed")
     hub.wait_beats(2)
     assert hub.of(wire.Ready) == []
     desk.ready()
@@ -357,7 +358,7 @@ def test_a_worker_without_a_coordinator_ends(make_desk, hub):
     hub.wait(wire.Hello)
     hub.close()
     assert desk.inbox.next_batch() is None
-    assert desk.link.orphaned
+    assert desk.link._conversation.orphaned
     assert desk.link.exit_code == EXIT_ORPHANED
 
 
@@ -401,7 +402,7 @@ def test_a_worker_that_wants_to_leave_takes_no_for_an_answer(make_desk, hub):
     """A coordinator that does not understand that it asks: it leaves all the same, at once."""
     desk = make_desk(settings=Settings(heartbeat_s=1000.0, liveness_s=2000.0, orphan_s=1e6))
     hub.wait(wire.Hello)
-    until(lambda: desk.link._welcomed, "the worker is welcomed")
+    until(lambda: desk.link._conversation.is_welcome, "the worker is welcomed")
     desk.link.drain_soon()
     hub.wait(wire.DrainWorker)
     hub.send(refuse(errors.ProtocolError, "a worker does not send DrainWorker"))

@@ -1,0 +1,341 @@
+"""The coordinator's side of every dialogue: a pure machine between peers and the router.
+
+Messages come in with their sender and time, `take_actions` says what is to be sent and watched. `router.py` owns every
+decision about requests, `dispatcher.py` does what it says, `translation.py` knows both languages; `process.py` has the
+sockets, the clock and the processes. Bodies and tensors are never opened here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from .. import errors
+from ..proto import wire
+from ..proto.status import ClusterStatus
+from ..settings import Settings
+from ..version import __version__
+from . import events as ev
+from . import translation
+from .actions import Action, Watch
+from .dispatcher import Dispatcher
+from .records import Limits
+from .reports import model_statuses
+from .roster import Peer
+from .waiting_room import WaitingRoom
+
+log = logging.getLogger(__name__)
+
+#: A peer's unreadable messages are answered and logged up to this many times, then only counted.
+_COMPLAINTS_PER_PEER = 8
+
+
+class Broker:
+    """One coordinator's dialogues. Times, `at`, are monotonic seconds that never go back.
+
+    `epoch` names this life of the coordinator, `host` is where it runs, `address` what its status tells. With
+    `expects_fleet`, requests wait for the fleet's list of deployments, for at most `settle_s`.
+
+    Whatever is wrong with a message is its sender's alone; any exception that leaves a method is a bug of ours, and
+    this broker is not to be used any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        address: str,
+        epoch: str,
+        host: str,
+        settings: Settings,
+        at: float,
+        expects_fleet: bool = False,
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.epoch = epoch
+        self.host = host
+        self.settings = settings
+        self._dispatcher = Dispatcher(Limits(max_in_flight_per_client=settings.max_in_flight))
+        self._handle = self._dispatcher.handle
+        self._send = self._dispatcher.send
+        self.router = self._dispatcher.router
+        self.roster = self._dispatcher.roster
+        self.bodies = self._dispatcher.bodies
+        #: A shutdown that a client asked for is complete.
+        self.finished = False
+        self._started = at
+        self._next_beat = at
+        #: Until the fleet has spoken; None from then on.
+        self._room: WaitingRoom | None = None
+        if expects_fleet:
+            self._room = WaitingRoom(open_at=at + settings.settle_s, max_bytes=settings.max_message_bytes)
+        self._leaving_at: float | None = None
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def message(self, identity: bytes, frames: wire.Frames, at: float) -> None:
+        """A message has come. `identity`: the link's name for its sender, known or not."""
+        try:
+            message = wire.decode(wire.TO_COORDINATOR, frames[0] if frames else b"")
+            if not isinstance(message, wire.Outputs):  # those are refused one by one
+                self._check_size(message, frames)
+            self._serve(identity, message, frames[1:], at)
+        except errors.TensoryardError as error:
+            self._complain(identity, error)
+
+    def peer_gone(self, identity: bytes, reason: str, at: float) -> None:
+        """A peer died, or cannot be reached. All that it sent before is to be passed on first: last words count."""
+        peer = self.roster.get(identity)
+        if peer is not None:
+            self._lose(peer, reason, at)
+
+    def tick(self, at: float) -> None:
+        """Time has passed. Due at `next_tick`; earlier and later are harmless."""
+        due = self.router.next_deadline()
+        if due is not None and due <= at:
+            self._handle(ev.Ticked(at=at))
+        if self._room is not None:
+            self._look_into(self._room, at)
+        if at >= self._next_beat:
+            self._beat(at)
+
+    def next_tick(self) -> float:
+        """When `tick` is due."""
+        due = [self._next_beat]
+        if (deadline := self.router.next_deadline()) is not None:
+            due.append(deadline)
+        if self._room is not None:
+            due.append(self._room.next_deadline())
+        return min(due)
+
+    def goodbye(self) -> None:
+        """The coordinator leaves: tell everybody."""
+        for peer in self.roster.all():
+            self._send(peer.identity, wire.Disconnect())
+
+    def take_actions(self) -> list[Action]:
+        """What is to be done since it was last asked, in order."""
+        actions, self._dispatcher.actions = self._dispatcher.actions, []
+        return actions
+
+    def knows(self, identity: bytes) -> bool:
+        """Whether this is a peer, rather than a stranger or one that was given up."""
+        return self.roster.get(identity) is not None
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _beat(self, at: float) -> None:
+        late_s = at - self._next_beat
+        if late_s > self.settings.heartbeat_s:  # this process was stopped: what peers sent meanwhile is yet to be read
+            self.roster.excuse(late_s, at)
+        self._next_beat = at + self.settings.heartbeat_s
+        self._handle(ev.Ticked(at=at))
+        for peer in self.roster.silent_since(at - self.settings.liveness_s):
+            self._lose(peer, f"was silent for {self.settings.liveness_s} s", at)
+        for peer in self.roster.all():
+            self._send(peer.identity, wire.Heartbeat())
+        self._leave_when_empty(at)
+
+    def _leave_when_empty(self, at: float) -> None:
+        """During a shutdown: go when no worker and no fleet is left, or when they take too long."""
+        if self._leaving_at is not None:
+            busy = self.roster.count("worker") + self.roster.count("fleet")
+            self.finished = self.finished or not busy or at > self._leaving_at + self.settings.drain_s
+
+    # -- messages in --------------------------------------------------------------------------------------------------
+
+    def _check_size(self, message: wire.ToCoordinator, frames: wire.Frames) -> None:
+        size = translation.size_of(frames)
+        if size > self.settings.max_message_bytes or len(frames) > wire.MAX_FRAMES:
+            raise errors.MessageTooLarge(
+                f"a message of {size} bytes in {len(frames)} frames is over the limits of "
+                f"{self.settings.max_message_bytes} bytes (max_message_bytes) and {wire.MAX_FRAMES} frames",
+                request_id=message.request_id if isinstance(message, wire.Submit) else None,
+            )
+
+    def _complain(self, identity: bytes, error: errors.TensoryardError) -> None:
+        complaints = self.roster.complain(identity)
+        if error.request_id is not None and self.knows(identity):
+            self._end(identity, error.request_id, error)
+        elif complaints <= _COMPLAINTS_PER_PEER:
+            log.warning("a message of peer %s was refused: %s", identity.hex()[:12], error.text)
+            self._send(identity, wire.Refused(code=error.code, text=error.text))
+
+    def _end(self, identity: bytes, request_id: str, error: errors.TensoryardError) -> None:
+        """End a request that the router has not seen."""
+        self._send(identity, translation.error_of(error, request_id))
+
+    def _serve(self, identity: bytes, message: wire.ToCoordinator, body: wire.Frames, at: float) -> None:
+        if isinstance(message, wire.Hello):
+            self._welcome(identity, message, at)
+            return
+        peer = self.roster.get(identity)
+        if peer is None:
+            if not isinstance(message, wire.Disconnect):
+                self._send(identity, wire.Rejoin())
+            return
+        peer.seen = at
+        match message:
+            case wire.Heartbeat():
+                if peer.role == "worker":
+                    beat = ev.WorkerBeat(at=at, worker=peer.name, progress=message.progress, busy=message.busy)
+                    self._handle(beat)
+            case wire.Disconnect():
+                self._lose(peer, "left", at)
+            case _:
+                _SERVES[peer.role](self, peer, message, body, at)
+
+    def _welcome(self, identity: bytes, hello: wire.Hello, at: float) -> None:
+        wire.check_version(hello.version, f"{hello.role} {hello.name!r}")
+        if hello.role not in _SERVES:
+            raise errors.ProtocolError(f"a peer is one of {sorted(_SERVES)}, not {hello.role!r}")
+        known = self.roster.get(identity)
+        if known is not None and known.role == hello.role:  # asked twice: nothing has changed
+            known.seen = at
+            self._send_welcome(known)
+            return
+        for old in self.roster.replaced_by(identity, hello):
+            self._lose(old, "joined anew", at)
+        peer = self.roster.join(identity, hello, at)
+        self._dispatcher.actions.append(
+            Watch(identity, pid=hello.pid, host=hello.host, pid_namespace=hello.pid_namespace)
+        )
+        if hello.role == "worker":
+            self._handle(ev.WorkerJoined(at=at, worker=peer.name, host=peer.host))
+        self._send_welcome(peer)
+
+    def _send_welcome(self, peer: Peer) -> None:
+        welcome = wire.Welcome(
+            version=wire.WIRE_VERSION,
+            epoch=self.epoch,
+            host=self.host,
+            heartbeat_s=self.settings.heartbeat_s,
+            liveness_s=self.settings.liveness_s,
+            max_frame_bytes=self.settings.max_frame_bytes,
+            max_message_bytes=self.settings.max_message_bytes,
+            max_in_flight=self.settings.max_in_flight,
+        )
+        self._send(peer.identity, welcome)
+
+    def _serve_client(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
+        match message:
+            case wire.Submit() if self._room is not None:
+                self._room.add(peer.identity, message, body, at)
+            case wire.Cancel(request_id=request_id) if self._room is not None:
+                if self._room.cancel(peer.identity, request_id):
+                    self._end(peer.identity, request_id, errors.RequestCancelled("cancelled by its client"))
+            case wire.Submit():
+                self._dispatcher.submit(peer.name, message, body, at)
+            case wire.Cancel():
+                self._handle(ev.CancelAsked(at=at, client=peer.name, request_id=message.request_id))
+            case wire.AskStatus():
+                self._report(peer, message.query, self.status(at))
+            case wire.AskStory():
+                self._report(peer, message.query, self.router.story(message.request_id))
+            case wire.Shutdown():
+                self._begin_shutdown(at)
+            case _:
+                raise errors.ProtocolError(f"a client does not send {type(message).__name__}")
+
+    def _serve_worker(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
+        match message:
+            case wire.Outputs():
+                self._take_outputs(peer, message, body, at)
+            case wire.Ready():
+                self._handle(translation.worker_readied(peer.name, message, at))
+            case wire.DrainWorker():
+                self._handle(ev.DrainAsked(at=at, worker=peer.name))
+            case wire.StartFailed(deployment=deployment, text=text):
+                self._handle(ev.WorkerStartFailed(at=at, worker=peer.name, deployment=deployment, text=text))
+            case _:
+                raise errors.ProtocolError(f"a worker does not send {type(message).__name__}")
+
+    def _take_outputs(self, peer: Peer, message: wire.Outputs, body: wire.Frames, at: float) -> None:
+        """Split what one step produced. Where that is impossible, each of its requests still gets an answer."""
+        outputs = message.outputs
+        try:
+            self._check_size(message, [b"", *body])
+            parts = wire.split_frames(outputs, body)
+        except errors.TensoryardError as error:
+            log.warning("outputs of worker %s cannot be passed on: %s", peer.name, error.text)
+            outputs = translation.as_errors(outputs, error)
+            parts = [[] for _ in outputs]
+        for output, frames in zip(outputs, parts, strict=True):
+            self._dispatcher.answer(peer.name, output, frames, at)
+
+    def _serve_fleet(self, _peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
+        match message:
+            case wire.Deployments():
+                self._handle(translation.deployments_changed(message, at))
+                self._open_doors(at)
+            case wire.DrainWorker():
+                self._handle(ev.DrainAsked(at=at, worker=message.worker))
+            case _:
+                raise errors.ProtocolError(f"a fleet does not send {type(message).__name__}")
+
+    def _look_into(self, room: WaitingRoom, at: float) -> None:
+        for letter in room.expired(at):
+            expired = errors.DeadlineExpired("its deadline passed while the cluster came up")
+            self._end(letter.identity, letter.message.request_id, expired)
+        if at >= room.open_at:
+            self._open_doors(at)
+
+    def _open_doors(self, at: float) -> None:
+        """What the cluster serves is known, or will not become known soon: take up what has waited."""
+        room, self._room = self._room, None
+        for letter in room.empty(at) if room is not None else ():
+            peer = self.roster.get(letter.identity)
+            assert peer is not None, "requests of clients that are gone do not wait"
+            self._serve_client(peer, letter.message, letter.body, at)
+
+    def _begin_shutdown(self, at: float) -> None:
+        """Tell the fleet, or where there is none the workers, to finish; `finished` when they have left."""
+        log.info("cluster %s is asked to shut down", self.name)
+        if self._leaving_at is None:
+            self._leaving_at = at
+        self._handle(ev.ShutdownAsked(at=at))
+        fleets = self.roster.all("fleet")
+        for fleet in fleets:
+            self._send(fleet.identity, wire.Shutdown())
+        if not fleets:
+            for worker in self.roster.all("worker"):
+                self._handle(ev.DrainAsked(at=at, worker=worker.name))
+
+    def _lose(self, peer: Peer, reason: str, at: float) -> None:
+        if self._room is not None:
+            self._room.leave(peer.identity)
+        self._dispatcher.lose(peer, reason, at)
+
+    def _report(self, peer: Peer, query: int, answer: Any) -> None:
+        self._send(peer.identity, wire.Report(query=query), [msgspec.msgpack.encode(answer)])
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def status(self, at: float) -> ClusterStatus:
+        """The cluster at this moment."""
+        return ClusterStatus(
+            name=self.name,
+            address=self.address,
+            epoch=self.epoch,
+            version=__version__,
+            uptime_s=at - self._started,
+            accepting=self.router.accepting,
+            clients=self.roster.count("client"),
+            live_requests=len(self.router.requests),
+            outcomes=dict(self.router.outcomes),
+            models=model_statuses(self.router, self.roster, at),
+        )
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the books do not balance, the router's included; O(everything), for tests."""
+        self._dispatcher.check_invariants()
+
+
+_SERVES = {
+    "client": Broker._serve_client,  # noqa: SLF001 - this module's own class
+    "worker": Broker._serve_worker,  # noqa: SLF001
+    "fleet": Broker._serve_fleet,  # noqa: SLF001
+}

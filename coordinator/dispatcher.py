@@ -1,0 +1,122 @@
+"""Feeds the router and does what it says: bodies are kept and passed on, messages addressed, peers forgotten.
+
+The outgoing half of `broker.py`, which makes events of what peers say; what is to be done outside collects as actions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from .. import errors
+from ..proto import wire
+from . import events as ev
+from . import translation
+from .actions import Action, Forget, Send
+from .records import Limits
+from .roster import Peer, Roster
+from .router import Router
+
+log = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """The router, the connected peers, and the bodies of live requests."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.router = Router(limits)
+        self.roster = Roster()
+        #: Body frames of live requests, kept for a retry.
+        self.bodies: dict[str, wire.Frames] = {}
+        #: To be done outside, in order.
+        self.actions: list[Action] = []
+        #: Events that came up while effects were performed.
+        self._pending: deque[ev.Event] = deque()
+        self._handling = False
+        #: The envelope and the frames of the output being handled.
+        self._output: tuple[wire.Output, wire.Frames] | None = None
+
+    def handle(self, event: ev.Event) -> None:
+        """Let the router decide and do what it says; events that come up meanwhile follow in turn."""
+        self._pending.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._pending:
+                event = self._pending.popleft()
+                for effect in self.router.handle(event):
+                    self._perform(effect, event.at)
+        except errors.TensoryardError as error:  # not a peer's fault, as whoever called might take it for
+            raise RuntimeError("a decision of the router failed") from error
+        self._handling = False
+
+    def submit(self, client: str, message: wire.Submit, body: wire.Frames, at: float) -> None:
+        """A request has come."""
+        if message.request_id not in self.router.requests:
+            self.bodies[message.request_id] = body
+        self.handle(translation.request_arrived(client, message, body, at))
+
+    def answer(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> None:
+        """One output has come."""
+        self._output = (output, frames)
+        self.handle(translation.output_arrived(worker, output, at))
+        self._output = None
+
+    def lose(self, peer: Peer, reason: str, at: float) -> None:
+        """A peer is gone: forget it, then tell the router. Again is harmless."""
+        if not self.roster.leave(peer):
+            return
+        self.actions.append(Forget(peer.identity))
+        if peer.role == "worker":
+            log.info("worker %s %s", peer.name, reason)
+            self.handle(ev.WorkerGone(at=at, worker=peer.name, reason=reason))
+        elif peer.role == "client":
+            self.handle(ev.ClientGone(at=at, client=peer.name))
+
+    def send(self, identity: bytes, message: wire.Message, body: wire.Frames | None = None) -> None:
+        """Send to whoever has this identity."""
+        self.actions.append(Send(identity, [wire.encode(message), *(body or ())]))
+
+    def _perform(self, effect: ev.Effect, at: float) -> None:
+        match effect:
+            case ev.SendOutput():
+                self._pass_on(effect)
+            case ev.SendRequest():
+                self._to("worker", effect.worker, translation.message_to_worker(effect), self.bodies[effect.request_id])
+            case ev.ForgetBody():
+                self.bodies.pop(effect.request_id, None)
+            case ev.SendError():
+                self._to("client", effect.client, translation.error_message(effect))
+            case ev.SendCancel() | ev.SendDiscard() | ev.SendDrain():
+                self._to("worker", effect.worker, translation.message_to_worker(effect))
+            case ev.NotifyFleet():
+                self._dismiss_hung(effect, at)
+                for fleet in self.roster.all("fleet"):
+                    self.send(fleet.identity, translation.notice(effect))
+
+    def _dismiss_hung(self, effect: ev.NotifyFleet, at: float) -> None:
+        """A worker that hung and comes to itself again must join anew: the router has forgotten it."""
+        peer = self.roster.named("worker", effect.worker)
+        if effect.what == "hung" and peer is not None:
+            self.lose(peer, "hung", at)
+
+    def _pass_on(self, effect: ev.SendOutput) -> None:
+        assert self._output is not None, "an output is passed on while it is being handled"
+        output, frames = self._output
+        self._to("client", effect.client, translation.output_message(effect, output.ledger), frames)
+
+    def _to(self, role: str, name: str, message: wire.Message, body: wire.Frames | None = None) -> None:
+        peer = self.roster.named(role, name)
+        if peer is not None:
+            self.send(peer.identity, message, body)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the books do not balance, the router's included; O(everything), for tests."""
+        self.router.check_invariants()
+        assert not self._pending, "an event was not handled"
+        assert self.bodies.keys() == self.router.requests.keys(), "the bodies kept are not those of the live requests"
+        clients = {peer.name for peer in self.roster.all("client")}
+        assert self.router.clients.keys() <= clients, "a client that is gone has live requests"
+        workers = {peer.name for peer in self.roster.all("worker")}
+        assert self.router.workers.keys() <= workers, "a worker that is gone is on the router's books"

@@ -1,0 +1,43 @@
+"""The cluster of one moment, as `proto/status.py` words it: the answer to ASK_STATUS.
+
+Read off the router's and the roster's books by `broker.py`; changes nothing.
+"""
+
+from __future__ import annotations
+
+from ..proto.status import ModelStatus, WorkerStatus
+from .records import Model, Worker
+from .roster import Roster
+from .router import Router
+
+
+def model_statuses(router: Router, roster: Roster, at: float) -> list[ModelStatus]:
+    """Every model, by name."""
+    return [_model_status(router.models[name], router, roster, at) for name in sorted(router.models)]
+
+
+def _model_status(model: Model, router: Router, roster: Roster, at: float) -> ModelStatus:
+    mine = [worker for worker in router.workers.values() if worker.model == model.name]
+    return ModelStatus(
+        model=model.name,
+        task=model.task,
+        deployment=model.deployment,
+        replicas=model.replicas,
+        unhealthy=model.unhealthy,
+        queued=model.waiting,
+        queued_bytes=model.queued_bytes,
+        workers=[_worker_status(worker, roster, at) for worker in mine],
+    )
+
+
+def _worker_status(worker: Worker, roster: Roster, at: float) -> WorkerStatus:
+    peer = roster.named("worker", worker.name)
+    return WorkerStatus(
+        name=worker.name,
+        host=worker.host,
+        pid=peer.pid if peer else 0,
+        state=worker.state.value,
+        in_flight=len(worker.slots),
+        credits=worker.credits,
+        seen_s=at - peer.seen if peer else 0.0,
+    )

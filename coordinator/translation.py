@@ -1,0 +1,125 @@
+"""Between two languages: messages of peers become the router's events, its effects become messages to peers.
+
+Used by `broker.py`; holds no state, and looks into no body.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..errors import TensoryardError
+from ..proto import wire
+from . import events as ev
+
+
+def size_of(frames: wire.Frames) -> int:
+    """Bytes of all frames together."""
+    return sum(memoryview(frame).nbytes for frame in frames)
+
+
+# -- messages to events -----------------------------------------------------------------------------------------------
+
+
+def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: float) -> ev.RequestArrived:
+    """SUBMIT."""
+    return ev.RequestArrived(
+        at=at,
+        client=client,
+        request_id=message.request_id,
+        task=message.task,
+        model=message.model,
+        priority=message.priority,
+        deadline_s=message.deadline_s,
+        host=message.host,
+        shared_bytes=message.shared_bytes,
+        body_bytes=size_of(body),
+    )
+
+
+def worker_readied(worker: str, message: wire.Ready, at: float) -> ev.WorkerReadied:
+    """READY."""
+    return ev.WorkerReadied(
+        at=at,
+        worker=worker,
+        model=message.model,
+        task=message.task,
+        deployment=message.deployment,
+        credits=message.credits,
+        hang_limit_s=message.hang_limit_s,
+        max_queued=message.max_queued,
+        max_queued_bytes=message.max_queued_bytes,
+        running=tuple((entry.request_id, entry.attempt) for entry in message.running),
+    )
+
+
+def output_arrived(worker: str, output: wire.Output, at: float) -> ev.OutputArrived:
+    """One output of OUTPUTS."""
+    return ev.OutputArrived(
+        at=at,
+        worker=worker,
+        request_id=output.request_id,
+        attempt=output.attempt,
+        seq=output.seq,
+        done=output.done,
+        code=output.code,
+        text=output.text,
+    )
+
+
+def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsChanged:
+    """DEPLOYMENTS."""
+    expected = tuple(
+        ev.DeploymentExpected(**{name: getattr(entry, name) for name in entry.__struct_fields__})
+        for entry in message.deployments
+    )
+    return ev.DeploymentsChanged(at=at, deployments=expected)
+
+
+# -- effects to messages ----------------------------------------------------------------------------------------------
+
+
+def message_to_worker(effect: ev.SendRequest | ev.SendCancel | ev.SendDiscard | ev.SendDrain) -> wire.Message:
+    """REQUEST, CANCEL_WORK, DISCARD or DRAIN."""
+    match effect:
+        case ev.SendRequest(request_id=request_id, attempt=attempt, deadline_s=deadline_s):
+            return wire.Dispatch(request_id=request_id, attempt=attempt, deadline_s=deadline_s)
+        case ev.SendCancel(request_id=request_id, attempt=attempt):
+            return wire.CancelWork(request_id=request_id, attempt=attempt)
+        case ev.SendDiscard(request_id=request_id, attempt=attempt, seq=seq):
+            return wire.Discard(request_id=request_id, attempt=attempt, seq=seq)
+        case ev.SendDrain():
+            return wire.Drain()
+
+
+def output_message(effect: ev.SendOutput, ledger: wire.Ledger | None) -> wire.Message:
+    """PARTIAL or FINAL."""
+    kind = wire.Final if effect.done else wire.Partial
+    return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger)
+
+
+def error_message(effect: ev.SendError) -> wire.Error:
+    """ERROR, as the router says."""
+    return wire.Error(
+        request_id=effect.request_id,
+        code=effect.code,
+        text=effect.text,
+        retry_after_s=effect.retry_after_s,
+        story=list(effect.story),
+    )
+
+
+def error_of(error: TensoryardError, request_id: str) -> wire.Error:
+    """ERROR for a request that got no further than its message."""
+    retry_after_s = getattr(error, "retry_after_s", 0.0)
+    return wire.Error(request_id=request_id, code=error.code, text=error.text, retry_after_s=retry_after_s)
+
+
+def notice(effect: ev.NotifyFleet) -> wire.WorkerNotice:
+    """WORKER_NOTICE."""
+    return wire.WorkerNotice(worker=effect.worker, deployment=effect.deployment, what=effect.what, text=effect.text)
+
+
+def as_errors(outputs: list[wire.Output], error: TensoryardError) -> list[wire.Output]:
+    """Outputs that cannot be passed on, each as the error that says why."""
+    failed = {"done": False, "frames": 0, "code": error.code, "text": error.text}
+    return [msgspec.structs.replace(output, **failed) for output in outputs]

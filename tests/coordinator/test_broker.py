@@ -1,0 +1,587 @@
+"""The broker: every dialogue of the coordinator, without a socket, a clock or a process."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tensoryard import errors
+from tensoryard.coordinator import waiting_room
+from tensoryard.coordinator.actions import Forget, Send, Watch
+from tensoryard.coordinator.broker import Broker
+from tensoryard.proto import wire
+from tensoryard.proto.status import ClusterStatus
+from tensoryard.settings import Settings
+
+TASK = "embeddings_generation"
+SETTINGS = Settings(heartbeat_s=1.0, liveness_s=10.0, settle_s=5.0, drain_s=30.0)
+EXPECTED = wire.Expected(deployment="d", model="m", task=TASK, replicas=1)
+_DECODERS = {"client": wire.TO_CLIENT, "worker": wire.TO_WORKER, "fleet": wire.TO_FLEET}
+
+
+def submit(request_id, **fields):
+    return wire.Submit(**{"request_id": request_id, "task": TASK, "model": "m", **fields})
+
+
+def ready(**fields):
+    return wire.Ready(**{"model": "m", "task": TASK, "deployment": "d", "credits": 4, **fields})
+
+
+def output(dispatch, *, seq=0, done=True, frames=1, **fields):
+    return wire.Output(
+        request_id=dispatch.request_id, attempt=dispatch.attempt, seq=seq, done=done, frames=frames, **fields
+    )
+
+
+class Scene:
+    """A broker and the time; what it sends waits by peer. Its books are looked at after each step."""
+
+    def __init__(self, settings=SETTINGS, *, at=0.0, **how):
+        self.at = at
+        self.broker = Broker(name="test", address="ipc://x", epoch="e1", host="here", settings=settings, at=at, **how)
+        self.sent = {}
+        self.watched = {}
+
+    def act(self):
+        for action in self.broker.take_actions():
+            match action:
+                case Send(peer, frames):
+                    self.sent.setdefault(peer, []).append(frames)
+                case Watch(peer):
+                    assert peer not in self.watched
+                    self.watched[peer] = action
+                case Forget(peer):
+                    del self.watched[peer]
+        self.broker.check_invariants()
+        assert self.broker.take_actions() == []
+
+    def say(self, peer, message, *body):
+        self.say_frames(peer, wire.encode(message), *body)
+
+    def say_frames(self, peer, *frames):
+        self.broker.message(peer, list(frames), self.at)
+        self.act()
+
+    def join(self, peer, role, **fields):
+        """HELLO; returns the WELCOME."""
+        self.say(peer, wire.Hello(version=wire.WIRE_VERSION, role=role, name=fields.pop("name", peer.hex()), **fields))
+        return self.take(peer, wire.Welcome)[0]
+
+    def worker(self, peer, **fields):
+        self.join(peer, "worker", name=fields.pop("name", peer.hex()))
+        self.say(peer, ready(**fields))
+        return peer
+
+    def client(self, peer):
+        self.join(peer, "client")
+        return peer
+
+    def gone(self, peer, reason="died"):
+        self.broker.peer_gone(peer, reason, self.at)
+        self.act()
+
+    def wait(self, seconds):
+        """Let time pass, ticking when it is due."""
+        until = self.at + seconds
+        while self.broker.next_tick() <= until:
+            self.at = max(self.at, self.broker.next_tick())
+            self.broker.tick(self.at)
+            self.act()
+        self.at = until
+
+    def all(self, peer):
+        """Everything sent to a peer but heartbeats, as (message, body)."""
+        messages = [(_read(frames[0]), frames[1:]) for frames in self.sent.pop(peer, [])]
+        return [(message, body) for message, body in messages if not isinstance(message, wire.Heartbeat)]
+
+    def take(self, peer, kind):
+        """The one message waiting for a peer, with its body; it is of this kind."""
+        ((message, body),) = self.all(peer)
+        assert isinstance(message, kind), message
+        return message, body
+
+    def status(self, peer):
+        self.say(peer, wire.AskStatus(query=7))
+        report, (body,) = self.take(peer, wire.Report)
+        assert report.query == 7
+        return msgspec.msgpack.decode(body, type=ClusterStatus)
+
+
+def _read(frame):
+    for decoder in _DECODERS.values():
+        try:
+            return wire.decode(decoder, frame)
+        except errors.ProtocolError:
+            continue
+    raise AssertionError(f"unreadable: {frame!r}")
+
+
+@pytest.fixture
+def scene():
+    return Scene()
+
+
+# -- peers ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_welcome_says_who_and_what(scene):
+    """WELCOME carries what the broker was given: epoch, host, rhythm and limits; its process is watched."""
+    welcome = scene.join(b"c", "client", host="there", pid=5, pid_namespace="pid:[1]")
+    assert (welcome.epoch, welcome.host, welcome.heartbeat_s, welcome.liveness_s) == ("e1", "here", 1.0, 10.0)
+    assert scene.watched == {b"c": Watch(b"c", pid=5, host="there", pid_namespace="pid:[1]")}
+
+
+@pytest.mark.parametrize(
+    "message", [wire.Heartbeat(), submit("r"), ready(), wire.Shutdown(), wire.Deployments(deployments=[EXPECTED])]
+)
+def test_strangers_are_told_to_say_hello(scene, message):
+    """Whatever a peer that is not known says changes nothing, and is answered by REJOIN."""
+    scene.say(b"x", message, b"body")
+    scene.take(b"x", wire.Rejoin)
+    assert (scene.broker.bodies, scene.broker.router.models, scene.broker.finished) == ({}, {}, False)
+    assert not scene.broker.knows(b"x")
+
+
+def test_a_strangers_goodbye_is_passed_over(scene):
+    """DISCONNECT of nobody, and the end of nobody, call for nothing."""
+    scene.say(b"x", wire.Disconnect())
+    scene.gone(b"x")
+    assert scene.sent == {}
+
+
+@pytest.mark.parametrize("frames", [[], [b""], [b"\xc1"], [b"\x91" * 100_000], [wire.encode(wire.Rejoin())]])
+def test_nonsense_is_refused(scene, frames):
+    """What cannot be read is REFUSED with its code, to strangers as to peers, and changes nothing."""
+    scene.client(b"c")
+    for peer in (b"c", b"x"):
+        scene.say_frames(peer, *frames)
+        assert scene.take(peer, wire.Refused)[0].code == "protocol"
+    assert scene.status(b"c").clients == 1
+
+
+def test_the_same_hello_again_changes_nothing(scene):
+    """A peer that asks twice is welcomed twice, and neither watched anew nor does it lose its requests."""
+    scene.worker(b"w")
+    scene.client(b"c")
+    scene.say(b"c", submit("r"), b"body")
+    scene.join(b"c", "client")
+    dispatch, _ = scene.take(b"w", wire.Dispatch)
+    scene.join(b"w", "worker")
+    scene.say(b"w", wire.Outputs(outputs=[output(dispatch)]), b"answer")
+    assert scene.take(b"c", wire.Final)[1] == [b"answer"]
+
+
+def test_another_role_ends_the_first(scene):
+    """HELLO in another role: what the peer was is forgotten before its process is watched for what it is."""
+    scene.client(b"c")
+    scene.say(b"c", submit("r", model="none"))
+    scene.all(b"c")
+    scene.join(b"c", "fleet", pid=9)
+    assert [peer.role for peer in scene.broker.roster.all()] == ["fleet"]
+    assert scene.watched[b"c"].pid == 9
+
+
+def test_a_name_that_is_taken_changes_hands(scene):
+    """A second worker of a name gets the first one's request; the first is a stranger from then on."""
+    fleet, client = b"f", scene.client(b"c")
+    scene.join(fleet, "fleet")
+    scene.say(fleet, wire.Deployments(deployments=[EXPECTED]))
+    scene.worker(b"1", name="w")
+    scene.say(client, submit("r"), b"body")
+    before, _ = scene.take(b"1", wire.Dispatch)
+    scene.worker(b"2", name="w")
+    after, body = scene.take(b"2", wire.Dispatch)
+    assert (after.request_id, body) == ("r", [b"body"])
+    assert after.attempt > before.attempt
+    scene.say(b"1", wire.Outputs(outputs=[output(before)]), b"late")
+    scene.take(b"1", wire.Rejoin)
+    assert scene.all(client) == []
+    assert list(scene.watched) == [b"c", b"f", b"2"]
+
+
+def test_silence_ends_a_peer_and_speech_does_not(scene):
+    """Who has not been heard for `liveness_s` is gone, with its requests; who beats, stays."""
+    scene.worker(b"w")
+    quiet, lively = scene.client(b"q"), scene.client(b"l")
+    scene.say(quiet, submit("r"), b"body")
+    scene.take(b"w", wire.Dispatch)
+    for _ in range(4):
+        scene.wait(4.0)
+        for peer in (lively, b"w"):
+            scene.say(peer, wire.Heartbeat())
+    scene.take(b"w", wire.CancelWork)
+    assert scene.broker.knows(lively)
+    assert not scene.broker.knows(quiet)
+    scene.say(quiet, wire.Heartbeat())
+    scene.take(quiet, wire.Rejoin)
+
+
+def test_our_own_pause_is_excused(scene):
+    """Time in which the broker was not ticked is held against nobody."""
+    scene.client(b"c")
+    scene.at += 1000.0
+    scene.broker.tick(scene.at)
+    scene.act()
+    assert scene.broker.knows(b"c")
+    scene.wait(11.0)
+    assert not scene.broker.knows(b"c")
+
+
+def test_everybody_hears_a_beat(scene):
+    """Each peer is sent HEARTBEAT once per `heartbeat_s`, however often the broker is ticked."""
+    scene.client(b"c")
+    scene.wait(0.5)
+    scene.sent.clear()
+    for _ in range(40):
+        scene.at += 0.125
+        scene.broker.tick(scene.at)
+        scene.act()
+    assert [_read(frame) for (frame,) in scene.sent[b"c"]] == [wire.Heartbeat()] * 5
+
+
+def test_goodbye_is_said_to_peers(scene):
+    """`goodbye` reaches every peer, and nobody else."""
+    scene.client(b"c")
+    scene.worker(b"w")
+    scene.say(b"x", wire.Heartbeat())
+    scene.all(b"x")
+    scene.broker.goodbye()
+    scene.act()
+    for peer in (b"c", b"w"):
+        scene.take(peer, wire.Disconnect)
+    assert scene.all(b"x") == []
+
+
+# -- requests ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_goes_there_and_back(scene):
+    """Body frames reach the worker and answer frames the client, the very same objects; nothing of them is kept."""
+    scene.worker(b"w")
+    scene.client(b"c")
+    body, answer = [b"envelope", bytearray(10)], [b"x", bytearray(3)]
+    scene.say(b"c", submit("r", deadline_s=5.0), *body)
+    dispatch, there = scene.take(b"w", wire.Dispatch)
+    assert dispatch.deadline_s == 5.0
+    assert [one is other for one, other in zip(there, body, strict=True)] == [True, True]
+    ledger = wire.Ledger(worker="w", output_copies=2)
+    scene.say(b"w", wire.Outputs(outputs=[output(dispatch, frames=2, ledger=ledger)]), *answer)
+    final, back = scene.take(b"c", wire.Final)
+    assert final == wire.Final(request_id="r", seq=0, ledger=ledger)
+    assert back[1] is answer[1]
+    assert scene.broker.bodies == {}
+
+
+def test_an_answer_of_a_lost_attempt_is_discarded(scene):
+    """A stale attempt's answer reaches nobody, its sender is told so, and the new attempt's answer counts."""
+    scene.worker(b"1")
+    scene.client(b"c")
+    scene.say(b"c", submit("r"), b"body")
+    old, _ = scene.take(b"1", wire.Dispatch)
+    scene.worker(b"2")
+    scene.gone(b"1")
+    new, _ = scene.take(b"2", wire.Dispatch)
+    scene.join(b"1", "worker")
+    for attempt in (old.attempt, new.attempt, new.attempt + 1):  # also one that it never had
+        scene.say(b"1", wire.Outputs(outputs=[output(wire.Dispatch(request_id="r", attempt=attempt))]), b"stale")
+        assert scene.take(b"1", wire.Discard)[0].attempt == attempt
+    assert scene.all(b"c") == []
+    scene.say(b"2", wire.Outputs(outputs=[output(new)]), b"good")
+    assert scene.take(b"c", wire.Final)[1] == [b"good"]
+
+
+def test_outputs_that_do_not_add_up_are_errors(scene):
+    """Where frames and counts disagree, each of the requests is answered by an error of its own."""
+    scene.worker(b"w")
+    scene.client(b"c")
+    for name in ("a", "b"):
+        scene.say(b"c", submit(name), b"body")
+    dispatches = [message for message, _ in scene.all(b"w")]
+    scene.say(b"w", wire.Outputs(outputs=[output(dispatch) for dispatch in dispatches]), b"one frame for two")
+    assert [(m.request_id, m.code) for m, _ in scene.all(b"c")] == [("a", "protocol"), ("b", "protocol")]
+
+
+def test_the_wrong_role_is_refused(scene):
+    """A client that plays the worker is refused, and nothing comes of it."""
+    scene.client(b"c")
+    scene.say(b"c", ready())
+    assert "a client does not send Ready" in scene.take(b"c", wire.Refused)[0].text
+    assert scene.broker.router.models == {}
+
+
+def test_a_deadline_needs_no_beat():
+    """`next_tick` is the first deadline where that comes before the next heartbeat."""
+    scene = Scene(Settings(heartbeat_s=100.0, liveness_s=1000.0))
+    scene.broker.tick(0.0)
+    scene.worker(b"w", credits=1)
+    scene.client(b"c")
+    scene.say(b"c", submit("r", deadline_s=2.5), b"body")
+    scene.take(b"w", wire.Dispatch)
+    assert scene.broker.next_tick() == 2.5
+    scene.wait(2.5)
+    assert scene.take(b"c", wire.Error)[0].code == "expired"
+    scene.take(b"w", wire.CancelWork)
+
+
+def test_a_hung_worker_must_join_anew(scene):
+    """A worker without progress is dismissed: the fleet hears it, and the worker that beats on is a stranger."""
+    scene.join(b"f", "fleet")
+    scene.worker(b"w", hang_limit_s=3.0)
+    scene.client(b"c")
+    scene.all(b"f")
+    scene.say(b"c", submit("r"), b"body")
+    for _ in range(4):
+        scene.wait(1.0)
+        for peer in (b"f", b"w", b"c"):
+            scene.say(peer, wire.Heartbeat(progress=1, busy=True))
+    assert [message.what for message, _ in scene.all(b"f")] == ["hung"]
+    assert isinstance(scene.all(b"w")[-1][0], wire.Rejoin)
+
+
+def test_stories_are_told(scene):
+    """ASK_STORY is answered with what the router saw, and for a request nobody knows with nothing."""
+    scene.client(b"c")
+    for name in ("none", "unknown"):
+        scene.say(b"c", wire.AskStory(request_id=name, query=3))
+        report, (body,) = scene.take(b"c", wire.Report)
+        assert (report.query, msgspec.msgpack.decode(body)) == (3, [])
+    scene.worker(b"w")
+    scene.say(b"c", submit("r"), b"body")
+    scene.say(b"c", wire.AskStory(request_id="r"))
+    (_, (body,)) = scene.take(b"c", wire.Report)
+    assert next(line.split(" ", 1)[1] for line in msgspec.msgpack.decode(body)) == "accepted"
+
+
+# -- fleet and shutdown -----------------------------------------------------------------------------------------------
+
+
+def test_requests_wait_for_a_fleet():
+    """What comes before the fleet has spoken waits; a cancel is answered at once, and who is gone waits no more."""
+    scene = Scene(expects_fleet=True)
+    scene.worker(b"w")
+    for peer in (b"c", b"gone"):
+        scene.client(peer)
+    scene.say(b"c", submit("a"), b"body a")
+    scene.say(b"c", submit("b"), b"body b")
+    scene.say(b"gone", submit("c"), b"body c")
+    assert scene.all(b"c") == scene.all(b"w") == []
+    for _ in range(2):
+        scene.say(b"c", wire.Cancel(request_id="a"))
+    assert scene.take(b"c", wire.Error)[0].code == "cancelled"
+    scene.gone(b"gone")
+    scene.client(b"gone")  # again, and nothing is owed to what it was
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    assert scene.take(b"w", wire.Dispatch)[0].request_id == "b"
+    assert scene.all(b"c") == scene.all(b"gone") == []
+
+
+def test_a_deadline_passes_while_a_request_waits_for_the_fleet():
+    """It is answered `expired` when its time is up, and what is taken up later has that much less time."""
+    scene = Scene(expects_fleet=True)
+    scene.client(b"c")
+    scene.worker(b"w")
+    for name, deadline_s in [("short", 0.25), ("long", 8.0)]:
+        scene.say(b"c", submit(name, deadline_s=deadline_s), b"body")
+    scene.broker.tick(0.0)
+    assert scene.broker.next_tick() == 0.25
+    scene.wait(0.25)
+    error, _ = scene.take(b"c", wire.Error)
+    assert (error.request_id, error.code) == ("short", "expired")
+    scene.wait(1.75)
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    dispatch, _ = scene.take(b"w", wire.Dispatch)
+    assert (dispatch.request_id, dispatch.deadline_s) == ("long", 6.0)
+
+
+def test_a_fleet_that_does_not_come_is_not_waited_for():
+    """After `settle_s` what waits is taken up without it."""
+    scene = Scene(expects_fleet=True, at=100.0)
+    scene.client(b"c")
+    scene.say(b"c", submit("r"), b"body")
+    scene.wait(4.5)
+    assert scene.all(b"c") == []
+    scene.wait(1.5)
+    assert scene.take(b"c", wire.Error)[0].code == "unknown_model"
+
+
+def test_too_many_that_wait_are_refused(monkeypatch):
+    """Beyond the bound of the waiting room a request is refused at once, with a time to try again."""
+    monkeypatch.setattr(waiting_room, "MAX_LETTERS", 1)
+    scene = Scene(expects_fleet=True)
+    scene.client(b"c")
+    scene.say(b"c", submit("a"), b"body")
+    scene.say(b"c", submit("b"), b"body")
+    error, _ = scene.take(b"c", wire.Error)
+    assert (error.request_id, error.code) == ("b", "overloaded")
+    assert error.retry_after_s > 0
+    scene.say(b"c", submit("a"), b"body")  # the same again, which has its place
+    assert scene.all(b"c") == []
+    scene.say(b"c", wire.Cancel(request_id="a"))
+    assert scene.take(b"c", wire.Error)[0].code == "cancelled"
+
+
+def test_a_shutdown_waits_for_the_workers(scene):
+    """SHUTDOWN without a fleet drains the workers; it is complete when the last has left."""
+    scene.worker(b"w")
+    scene.client(b"c")
+    scene.say(b"c", wire.Shutdown())
+    scene.take(b"w", wire.Drain)
+    scene.wait(3.0)
+    assert not scene.broker.finished
+    scene.say(b"c", submit("late"))
+    assert scene.take(b"c", wire.Error)[0].code == errors.ShuttingDown.code
+    scene.say(b"w", wire.Disconnect())
+    scene.wait(1.5)
+    assert scene.broker.finished
+
+
+def test_a_shutdown_is_the_fleets_where_there_is_one(scene):
+    """The fleet is told, the workers are left to it, and no one is waited for longer than `drain_s`."""
+    scene.join(b"f", "fleet")
+    scene.worker(b"w")
+    scene.all(b"f")
+    scene.client(b"c")
+    for _ in range(2):  # twice changes nothing
+        scene.say(b"c", wire.Shutdown())
+        scene.take(b"f", wire.Shutdown)
+    assert scene.all(b"w") == []
+    for _ in range(31):
+        scene.wait(1.0)
+        for peer in (b"f", b"w"):
+            scene.say(peer, wire.Heartbeat())
+    assert scene.broker.finished
+
+
+def test_an_error_of_ours_is_not_the_senders(scene):
+    """An error of the router leaves `message` as our bug, even one that looks like a peer's."""
+    scene.client(b"c")
+    bug = errors.DecodeError("a bug")
+
+    def fail(_event):
+        raise bug
+
+    scene.broker.router.handle = fail
+    with pytest.raises(RuntimeError) as raised:
+        scene.broker.message(b"c", [wire.encode(submit("r"))], 0.0)
+    assert raised.value.__cause__ is bug
+
+
+# -- hostile ----------------------------------------------------------------------------------------------------------
+
+CLIENTS, WORKERS = [b"c1", b"c2"], [b"w1", b"w2", b"w3"]
+PEERS = [*CLIENTS, *WORKERS, b"fleet", b"nobody"]
+REQUESTS = [f"r{number}" for number in range(6)]
+
+
+class HostilePeers(RuleBasedStateMachine):
+    """Peers that say anything at any time, in any role; each accepted request has at most one terminal answer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scene = Scene(expects_fleet=True)
+        self.answers = Counter()
+        self.accepted = Counter()
+
+    def look(self):
+        """Terminal answers, by client and request; those to a request that was never accepted are refusals."""
+        for client in CLIENTS:
+            for message, _ in self.scene.all(client):
+                if isinstance(message, wire.Final | wire.Error):
+                    self.answers[client, message.request_id] += 1
+
+    @initialize()
+    def begin(self):
+        for peer, role in itertools.chain(
+            ((peer, "client") for peer in CLIENTS), ((peer, "worker") for peer in WORKERS[:2])
+        ):
+            self.hello(peer, role)
+
+    @rule(peer=st.sampled_from(PEERS), role=st.sampled_from(["client", "worker", "fleet"]))
+    def hello(self, peer, role):
+        if peer in CLIENTS and role != "client":
+            return  # a client that plays another role would lose its requests
+        self.scene.say(peer, wire.Hello(version=wire.WIRE_VERSION, role=role, name=peer[:2].hex()))
+
+    @rule(peer=st.sampled_from(PEERS), request=st.sampled_from(REQUESTS), deadline=st.sampled_from([None, 0.0, 2.0]))
+    def submits(self, peer, request, deadline):
+        self.accepted[peer, request] += 1
+        self.scene.say(peer, submit(request, deadline_s=deadline), b"body")
+
+    @rule(peer=st.sampled_from(PEERS), request=st.sampled_from(REQUESTS))
+    def cancels(self, peer, request):
+        self.scene.say(peer, wire.Cancel(request_id=request))
+
+    @rule(
+        peer=st.sampled_from(PEERS),
+        running=st.lists(st.tuples(st.sampled_from(REQUESTS), st.integers(0, 9)), max_size=3),
+    )
+    def readies(self, peer, running):
+        told = [wire.Running(request_id=request, attempt=attempt) for request, attempt in running]
+        self.scene.say(peer, ready(credits=2, hang_limit_s=3.0, running=told))
+
+    @rule(
+        peer=st.sampled_from(PEERS),
+        request=st.sampled_from(REQUESTS),
+        attempt=st.integers(0, 9),
+        seq=st.integers(0, 2),
+        done=st.booleans(),
+        frames=st.integers(0, 2),
+        code=st.sampled_from(["", "failed", "nonsense"]),
+    )
+    def answers_anything(self, peer, request, attempt, seq, done, frames, code):
+        made = output(wire.Dispatch(request_id=request, attempt=attempt), seq=seq, done=done, frames=frames, code=code)
+        self.scene.say(peer, wire.Outputs(outputs=[made]), b"frame")
+
+    @rule(peer=st.sampled_from(WORKERS), done=st.booleans())
+    def answers_what_it_was_given(self, peer, done):
+        for message, _ in self.scene.all(peer):
+            if isinstance(message, wire.Dispatch):
+                self.scene.say(peer, wire.Outputs(outputs=[output(message, done=done)]), b"answer")
+
+    @rule(peer=st.sampled_from(PEERS), served=st.booleans())
+    def speaks_for_the_fleet(self, peer, served):
+        self.scene.say(peer, wire.Deployments(deployments=[EXPECTED] if served else []))
+
+    @rule(peer=st.sampled_from(PEERS), frames=st.lists(st.binary(max_size=8), max_size=3))
+    def talks_nonsense(self, peer, frames):
+        self.scene.say_frames(peer, *frames)
+
+    @rule(peer=st.sampled_from(PEERS))
+    def dies(self, peer):
+        self.scene.gone(peer)
+
+    @rule(peer=st.sampled_from(PEERS), message=st.sampled_from([wire.Disconnect(), wire.DrainWorker(worker="x")]))
+    def leaves(self, peer, message):
+        self.scene.say(peer, message)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 60.0]))
+    def time_passes(self, seconds):
+        self.scene.wait(seconds)
+
+    @rule(seconds=st.sampled_from([3.0, 100.0]))
+    def we_are_stopped(self, seconds):
+        self.scene.at += seconds
+
+    @invariant()
+    def nobody_is_answered_more_often_than_they_asked(self):
+        self.look()
+        for key, count in self.answers.items():
+            assert count <= self.accepted[key], f"{key} asked {self.accepted[key]} times and got {count} answers"
+
+    def teardown(self):
+        """Everything that is under way ends with its peers, and nothing of it stays."""
+        for peer in PEERS:
+            self.scene.gone(peer)
+        assert (self.scene.broker.bodies, self.scene.broker.router.requests, self.scene.watched) == ({}, {}, {})
+
+
+TestHostilePeers = HostilePeers.TestCase
+TestHostilePeers.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)

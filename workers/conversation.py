@@ -1,0 +1,213 @@
+"""A worker's side of the dialogue, a pure machine: when it asks for work, what it takes back, and when it is to end.
+
+`link.py` is the shell around it, with the session, the threads and the process; `intake.py` takes requests in,
+`answers.py` is what leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from .. import errors
+from ..proto import wire
+from ..settings import Settings
+from ..shm import Loan
+from .answers import Answer, clean_text, describe, in_messages
+
+log = logging.getLogger(__name__)
+
+#: Exit codes of a worker process.
+EXIT_DRAINED = 0
+EXIT_START_FAILED = 3
+EXIT_ORPHANED = 4
+EXIT_REFUSED = 5
+#: Outputs whose shared memory can still be taken back by a DISCARD; older ones fall to the pool's claim timeout.
+_MAX_REMEMBERED = 8192
+#: A coordinator that was asked to let us go is waited for so many heartbeats.
+_DRAIN_BEATS = 2
+
+#: A request and one attempt to answer it.
+Key = tuple[str, int]
+
+
+class Post(Protocol):
+    """Sends a message some time; what is posted first arrives first."""
+
+    def __call__(self, message: wire.Message, body: wire.Frames | tuple[()] = ()) -> None:
+        """`body`: further frames."""
+
+
+class Requests(Protocol):
+    """Where requests go: `intake.py`."""
+
+    def take(self, message: wire.Dispatch, body: wire.Frames) -> None:
+        """A request has come."""
+
+    def cancel(self, key: Key) -> None:
+        """Nobody wants this attempt any more."""
+
+    def drain(self) -> None:
+        """Nothing new comes."""
+
+    def held(self) -> list[Key]:
+        """Every request taken in and not finished."""
+
+
+class Memory(Protocol):
+    """Where outputs lie: the worker's pool."""
+
+    def send(self, loan: Loan) -> None:
+        """The block waits for its reader."""
+
+    def discard(self, generation: int) -> None:
+        """It has none."""
+
+
+class Conversation:
+    """Everything between a worker and its coordinator, whichever that is at the time.
+
+    `leave` is called, perhaps more than once, when the worker is to end whatever it is doing. Times, `at`, are
+    monotonic seconds. `ready`, `send` and `reject` may be called from other threads than the rest, `ready` not at the
+    same time as `welcomed`.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        settings: Settings,
+        post: Post,
+        requests: Requests,
+        memory: Memory,
+        leave: Callable[[], None],
+    ) -> None:
+        self._name = name
+        self._settings = settings
+        self._post = post
+        self._requests = requests
+        self._memory = memory
+        self._leave = leave
+        #: What may be sent: the coordinator's limits, where they are lower than ours.
+        self.max_frame_bytes = settings.max_frame_bytes
+        self.max_message_bytes = settings.max_message_bytes
+        #: A coordinator knows us, or one did.
+        self.is_welcome = False
+        #: Why the coordinator does not admit us; set once.
+        self.refusal: errors.TensoryardError | None = None
+        #: There is nobody to work for.
+        self.orphaned = False
+        self._ready: wire.Ready | None = None
+        #: Generations of the blocks that outputs lend, by RequestID, attempt and number of the output.
+        self._sent: OrderedDict[tuple[str, int, int], list[int]] = OrderedDict()
+        #: When the coordinator was asked to let us go.
+        self._asked_at: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with, once its work has."""
+        if self.refusal is not None:
+            return EXIT_REFUSED
+        return EXIT_ORPHANED if self.orphaned else EXIT_DRAINED
+
+    # -- what the worker says -----------------------------------------------------------------------------------------
+
+    def ready(self, message: wire.Ready) -> None:
+        """The pipeline is loaded: ask for work, now or as soon as we are known."""
+        self._ready = message
+        if self.is_welcome:
+            self._announce(message)
+
+    def start_failed(self, deployment: str, text: str) -> None:
+        """The factory raised; the coordinator is to know why."""
+        self._post(wire.StartFailed(deployment=deployment, text=clean_text(text[-60_000:], 60_000)))
+
+    def send(self, answers: list[Answer]) -> None:
+        """Answers of one step leave as one message, if it is not too large; what they lend waits for its reader."""
+        for part in in_messages(answers, self.max_message_bytes):
+            outputs: list[wire.Output] = []
+            frames: wire.Frames = []
+            for output, body, loans in part:
+                if loans:
+                    key = (output.request_id, output.attempt, output.seq)
+                    self._remember(key, [loan.generation for loan in loans])
+                for loan in loans:
+                    self._memory.send(loan)
+                outputs.append(output)
+                frames.extend(body)
+            self._post(wire.Outputs(outputs=outputs), frames)
+
+    def reject(self, key: Key, error: Exception) -> None:
+        """A request is answered without being run."""
+        code, text = describe(error)
+        output = wire.Output(request_id=key[0], attempt=key[1], seq=0, done=False, code=code, text=text)
+        self._post(wire.Outputs(outputs=[output]))
+
+    def ask_to_leave(self, at: float) -> None:
+        """Somebody wants this worker to end: what the coordinator sends until it knows is still served."""
+        if self._asked_at is None:
+            self._asked_at = at
+            self._post(wire.DrainWorker(worker=self._name))
+
+    def _remember(self, key: tuple[str, int, int], generations: list[int]) -> None:
+        self._sent[key] = generations
+        if len(self._sent) > _MAX_REMEMBERED:
+            self._sent.popitem(last=False)
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def welcomed(self, welcome: wire.Welcome) -> None:
+        """We are known; once the pipeline is loaded, say what we serve and what we still hold from before."""
+        self.max_frame_bytes = min(welcome.max_frame_bytes, self._settings.max_frame_bytes)
+        self.max_message_bytes = min(welcome.max_message_bytes, self._settings.max_message_bytes)
+        self.is_welcome = True
+        if self._ready is not None:
+            self._announce(self._ready)
+
+    def _announce(self, ready: wire.Ready) -> None:
+        running = [
+            wire.Running(request_id=request_id, attempt=attempt) for request_id, attempt in self._requests.held()
+        ]
+        self._post(msgspec.structs.replace(ready, running=running))
+
+    def message(self, message: Any, body: wire.Frames) -> None:
+        """Work, and word about work; messages that keep the session alive mean nothing here."""
+        match message:
+            case wire.Dispatch():
+                self._requests.take(message, body)
+            case wire.CancelWork():
+                self._requests.cancel((message.request_id, message.attempt))
+            case wire.Discard():
+                for generation in self._sent.pop((message.request_id, message.attempt, message.seq), ()):
+                    self._memory.discard(generation)
+            case wire.Drain():
+                self._requests.drain()
+            case wire.Disconnect():
+                log.info("the coordinator has left")
+
+    def refused(self, error: errors.TensoryardError) -> None:
+        """Before READY it means that we may not join; later, that one message of ours was not understood."""
+        log.error("the coordinator refused worker %s: %s", self._name, error)
+        if isinstance(error, errors.VersionMismatch) or not self.is_welcome:
+            self.refusal = error
+            self._leave()
+        elif self._asked_at is not None:  # perhaps that was not understood
+            self._requests.drain()
+
+    def beat(self, silent_s: float, at: float) -> None:
+        """About once a heartbeat: go when nobody lets us, or when we have been alone for too long."""
+        if self._asked_at is not None and at - self._asked_at > _DRAIN_BEATS * self._settings.heartbeat_s:
+            self._requests.drain()
+        if silent_s > self._settings.orphan_s and not self.orphaned:
+            log.error("no coordinator was heard for %.0f s: worker %s ends", silent_s, self._name)
+            self.orphaned = True
+            self._leave()
+
+    def failed(self) -> None:
+        """Without a session there is nobody to work for."""
+        self.orphaned = True
+        self._leave()
