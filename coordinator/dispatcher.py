@@ -83,13 +83,13 @@ class Dispatcher:
             case ev.SendOutput():
                 self._pass_on(effect)
             case ev.SendRequest():
-                self._to("worker", effect.worker, translation.message_to_worker(effect), self.bodies[effect.request_id])
+                self._to("worker", effect.worker, translation.request_message(effect), self.bodies[effect.request_id])
             case ev.ForgetBody():
                 self.bodies.pop(effect.request_id, None)
             case ev.SendError():
                 self._to("client", effect.client, translation.error_message(effect))
             case ev.SendCancel() | ev.SendDiscard() | ev.SendDrain():
-                self._to("worker", effect.worker, translation.message_to_worker(effect))
+                self._to("worker", effect.worker, translation.word_to_worker(effect))
             case ev.NotifyFleet():
                 self._dismiss_hung(effect, at)
                 for fleet in self.roster.all("fleet"):

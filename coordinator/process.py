@@ -154,14 +154,14 @@ class Coordinator:
         """Do what the broker wants done."""
         for action in self.broker.take_actions():
             match action:
-                case Send(peer, frames):
-                    if not self._hub.send(peer, frames) and self.broker.knows(peer):
-                        self._unreachable[peer] = None
+                case Send():
+                    if not self._hub.send(action.peer, action.frames) and self.broker.knows(action.peer):
+                        self._unreachable[action.peer] = None
                 case Watch():
                     self._processes.watch(action)
-                case Forget(peer):
-                    self._unreachable.pop(peer, None)
-                    self._processes.forget(peer)
+                case Forget():
+                    self._unreachable.pop(action.peer, None)
+                    self._processes.forget(action.peer)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

@@ -78,15 +78,18 @@ def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsC
 # -- effects to messages ----------------------------------------------------------------------------------------------
 
 
-def message_to_worker(effect: ev.SendRequest | ev.SendCancel | ev.SendDiscard | ev.SendDrain) -> wire.Message:
-    """REQUEST, CANCEL_WORK, DISCARD or DRAIN."""
+def request_message(effect: ev.SendRequest) -> wire.Dispatch:
+    """REQUEST."""
+    return wire.Dispatch(request_id=effect.request_id, attempt=effect.attempt, deadline_s=effect.deadline_s)
+
+
+def word_to_worker(effect: ev.SendCancel | ev.SendDiscard | ev.SendDrain) -> wire.Message:
+    """CANCEL_WORK, DISCARD or DRAIN."""
     match effect:
-        case ev.SendRequest(request_id=request_id, attempt=attempt, deadline_s=deadline_s):
-            return wire.Dispatch(request_id=request_id, attempt=attempt, deadline_s=deadline_s)
-        case ev.SendCancel(request_id=request_id, attempt=attempt):
-            return wire.CancelWork(request_id=request_id, attempt=attempt)
-        case ev.SendDiscard(request_id=request_id, attempt=attempt, seq=seq):
-            return wire.Discard(request_id=request_id, attempt=attempt, seq=seq)
+        case ev.SendCancel():
+            return wire.CancelWork(request_id=effect.request_id, attempt=effect.attempt)
+        case ev.SendDiscard():
+            return wire.Discard(request_id=effect.request_id, attempt=effect.attempt, seq=effect.seq)
         case ev.SendDrain():
             return wire.Drain()
 

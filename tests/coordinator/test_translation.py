@@ -62,13 +62,14 @@ def test_messages_say_what_the_effects_say():
     """Each effect becomes the message of its kind, with its fields."""
     key = {"request_id": "r", "attempt": 2}
     pairs = [
-        (ev.SendRequest(worker="w", deadline_s=1.5, **key), wire.Dispatch(deadline_s=1.5, **key)),
         (ev.SendCancel(worker="w", **key), wire.CancelWork(**key)),
         (ev.SendDiscard(worker="w", seq=3, **key), wire.Discard(seq=3, **key)),
         (ev.SendDrain(worker="w"), wire.Drain()),
     ]
     for effect, message in pairs:
-        assert translation.message_to_worker(effect) == message
+        assert translation.word_to_worker(effect) == message
+    request = ev.SendRequest(worker="w", deadline_s=1.5, **key)
+    assert translation.request_message(request) == wire.Dispatch(deadline_s=1.5, **key)
     error = ev.SendError(client="c", request_id="r", code="x", text="y", retry_after_s=0.5, story=("a", "b"))
     told = wire.Error(request_id="r", code="x", text="y", retry_after_s=0.5, story=["a", "b"])
     assert translation.error_message(error) == told
