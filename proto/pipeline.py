@@ -7,7 +7,7 @@ calls pipelines and knows nothing more about them than this module says.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -62,9 +62,11 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
 
     A class of your own may set `max_batch_size` as a plain attribute. `options_type`, when set to a msgspec.Struct
     type, makes the worker read each request's `options` into it, so that a wrong key is an error naming the key.
+    `tokenize`, when it is a method, makes a context's `tokens` of its text: token ids, special ones included.
     """
 
     options_type: type[Any] | None = None
+    tokenize: Callable[[str], Sequence[int]] | None = None
 
     @property
     def max_batch_size(self) -> int:

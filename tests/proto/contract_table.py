@@ -172,6 +172,10 @@ contract(
         "lets the worker read each request's options into a type, so that a wrong key is an error naming the key",
         "data options_type: type[Any] | None",
     ),
+    Differs(
+        "lets the worker give contexts the tokens of their texts",
+        "data tokenize: Callable[[str], Sequence[int]] | None",
+    ),
 )
 contract(
     BASE,
@@ -391,7 +395,7 @@ contract(
     method realize_future_token: (new_token, log_probabilities=None)
     method to_generation_output: ()
     """,
-    Differs("its `isinstance` looks members up by name and runs none of them; `TextContext` is our class for it"),
+    Differs("`TextContext` is our class for it"),
 )
 contract(
     TEXT,
@@ -521,7 +525,8 @@ contract(
     data model_name: str
     """,
     Differs(
-        "`EmbeddingsRequestContext` is our class for it, of requests that carry token ids; others carry texts or arrays"
+        "`EmbeddingsRequestContext` is our class for it; its `tokens` are the request's ids, or what the pipeline's "
+        "`tokenize` makes of its text, and an InvalidRequest where the request carries arrays"
     ),
 )
 contract(
@@ -716,6 +721,10 @@ contract(
     data guidance_scale: float
     data num_images_per_prompt: int
     """,
+    Differs(
+        "`PixelContext` is our class for it: 1024 x 1024 pixels and 50 steps where the caller left them open, latents "
+        "drawn by the request's seed when first asked for, tokens by the pipeline's `tokenize`"
+    ),
 )
 contract(
     IMAGES,
@@ -737,7 +746,7 @@ contract(
     field batch: dict[RequestID, PixelGenerationContextType]
     """,
     Differs(
-        "any context will do: pipelines that edit images have no latents",
+        "any context will do: pipelines that edit images need no latents",
         """
         parameters: _ContextType
         field batch: dict[RequestID, _ContextType]
@@ -874,6 +883,9 @@ contract(
     data request_id: RequestID
     data is_done: bool
     """,
+    Differs(
+        "its `isinstance` looks members up by name and runs none of them, and so does that of each that extends it"
+    ),
 )
 contract(
     CONTEXT,
