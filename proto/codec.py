@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -319,7 +320,20 @@ def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} cannot be")
     if math.prod(shape) * dtype.itemsize != memory.nbytes:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} does not have {memory.nbytes} bytes")
-    return np.ndarray(shape, dtype, memory)
+    array: npt.NDArray[Any] = np.ndarray(shape, dtype, memory)
+    if dtype.kind == "U" and array.size:
+        _require_characters(memory, dtype)
+    return array
+
+
+def _require_characters(memory: memoryview, dtype: np.dtype[Any]) -> None:
+    """Text is numbers of characters: with one that is none, Python would raise SystemError wherever it is read.
+
+    Only for bytes off a socket: memory by handle can change after any look at it.
+    """
+    numbers = np.frombuffer(memory, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+    if numbers.max() > sys.maxunicode:
+        raise DecodeError("an array of text holds what is no character")
 
 
 def _typed(type_: Any, value: Any) -> Any:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from .request import RequestID
+from .scheduler_result import SchedulerResult
 
 
 class InputModality(str, Enum):
@@ -34,6 +35,14 @@ class PipelineTask(str, Enum):
     SPEECH_TOKEN_GENERATION = "speech_token_generation"  # noqa: S105 - a task, not a secret
     PIXEL_GENERATION = "pixel_generation"
     UNDEFINED = "undefined"
+
+    @property
+    def output_type(self) -> type[dict[RequestID, SchedulerResult[Any]]]:
+        """What a step's outputs by RequestID decode to, by the one table of `outputs.py`; ValueError for UNDEFINED."""
+        from .outputs import task_types  # which names the types of every task, and they this module
+
+        output: Any = task_types(self).output
+        return dict[RequestID, SchedulerResult[output]]
 
 
 class PipelineInputs:

@@ -112,9 +112,8 @@ contract(
     data output_type: type[dict[RequestID, SchedulerResult[Any]]]
     """,
     Differs(
-        "dropped in the newer version: which types go with a task is in one table, `task_types` of proto/outputs.py, "
-        "that codec, worker and client share",
-        "-data output_type",
+        "dropped in the newer version, kept here: it reads the one table of proto/outputs.py, and a `SchedulerResult` "
+        "travels as an array"
     ),
 )
 contract(BASE, "PipelineInputs", "kind: class")

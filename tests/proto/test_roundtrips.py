@@ -66,6 +66,8 @@ from tensoryard.proto.open_responses_output import (
     ResponseResource,
     ResponseUsage,
 )
+from tensoryard.proto.outputs import task_types
+from tensoryard.proto.pipeline import PipelineTask
 from tensoryard.shm import Pool, Reader
 
 WAYS = ("inline", "out of band", "by handle")
@@ -664,6 +666,10 @@ MESSAGES = {
         stop=maybe(st.lists(texts, max_size=2)),
         seed=maybe(st.integers(-(2**63), 2**64 - 1)),
     ),
+    proto.SchedulerResult: st.one_of(
+        st.builds(proto.SchedulerResult, is_done=flags, result=texts, batch_id=maybe(counts)),
+        st.builds(proto.SchedulerResult, is_done=st.just(True), result=st.none(), error=maybe(texts)),
+    ),
     proto.SpecDecodingState: CONTEXT_FIELDS["spec_decoding_state"],
     proto.TextAndVisionContext: vision_contexts(),
     proto.TextContentPart: text_parts,
@@ -728,6 +734,19 @@ def test_a_message_comes_back_as_it_went(pool, reader, kind, data, way):
     assert type(back) is kind
     assert same(sent, back), f"{sent!r} came back as {back!r}"
     assert same(back, travelled(back, kind, way, pool, reader))
+
+
+@pytest.mark.parametrize("task", [task for task in PipelineTask if task is not PipelineTask.UNDEFINED])
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), way=st.sampled_from(WAYS))
+def test_a_step_comes_back_in_the_type_of_its_task(pool, reader, task, data, way):
+    """Outputs, cancellations and failures by RequestID, each output in the type that the task's table names."""
+    outputs = MESSAGES[task_types(task).output].map(proto.SchedulerResult.create)
+    ends = st.just(proto.SchedulerResult.cancelled()) | texts.map(proto.SchedulerResult.failed)
+    step = data.draw(st.dictionaries(request_ids, outputs | ends, max_size=3))
+    back = travelled(step, task.output_type, way, pool, reader)
+    assert same(step, back)
+    assert all(type(one.result) in (task_types(task).output, type(None)) for one in back.values())
 
 
 @settings(deadline=None, max_examples=60)
