@@ -1118,6 +1118,7 @@ contract(
         "wrong JSON and wrong shapes are InvalidRequest like everything else; nothing is downloaded but by the "
         "application's own fetcher, and errors name no address",
     ),
+    Differs("converted to requests of ours and back, field by field: see the end of this page"),
 )
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

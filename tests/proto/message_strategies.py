@@ -1,13 +1,17 @@
 """Hypothesis strategies for every message of the contracts: any value that each of them may have.
 
-`MESSAGES` has them by type; the round trips of the wire and the conversions draw from them.
+`MESSAGES` has them by type; the round trips of the wire and the conversions draw from them, and compare by `same`.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
+import enum
+import math
 import string
 
+import msgspec
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -61,6 +65,35 @@ from tensoryard.proto.open_responses_output import (
     ResponseResource,
     ResponseUsage,
 )
+
+
+def same(one, other):
+    """Whether two values are equal in type and content, arrays to the bit and numbers that are none included."""
+    if isinstance(one, np.ndarray):
+        return (
+            isinstance(other, np.ndarray)
+            and (one.dtype, one.shape) == (other.dtype, other.shape)
+            and one.tobytes() == other.tobytes()
+        )
+    if isinstance(one, float):
+        # 1 may come back as 1.0.
+        return isinstance(other, int | float) and (one == other or (math.isnan(one) and math.isnan(other)))
+    if isinstance(one, int) and not isinstance(one, bool | enum.Enum):
+        return not isinstance(other, bool) and one == other
+    if isinstance(one, list | tuple):
+        return isinstance(other, list | tuple) and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if type(one) is not type(other):
+        return False
+    if hasattr(one, "to_wire"):
+        return same(one.to_wire(), other.to_wire())
+    if isinstance(one, msgspec.Struct):
+        return all(same(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
+    if dataclasses.is_dataclass(one):
+        return all(same(getattr(one, spec.name), getattr(other, spec.name)) for spec in dataclasses.fields(one))
+    return one == other
+
 
 # -- pieces -----------------------------------------------------------------------------------------------------------
 

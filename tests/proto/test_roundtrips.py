@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
-import math
 
 import msgspec
 import numpy as np
@@ -19,7 +17,7 @@ from tensoryard.proto.outputs import task_types
 from tensoryard.proto.pipeline import PipelineTask
 from tensoryard.shm import Pool, Reader
 
-from .message_strategies import MESSAGES, contexts, request_ids, text_requests, texts
+from .message_strategies import MESSAGES, contexts, request_ids, same, text_requests, texts
 
 WAYS = ("inline", "out of band", "by handle")
 
@@ -45,34 +43,6 @@ def travelled(value, kind, way, pool, reader):
         return decode_body([bytes(frame) for frame in encoded.frames], kind, resolve=reader.open, copy=True)
     finally:
         encoded.release()
-
-
-def same(one, other):
-    """Whether two values are equal in type and content, arrays to the bit and numbers that are none included."""
-    if isinstance(one, np.ndarray):
-        return (
-            isinstance(other, np.ndarray)
-            and (one.dtype, one.shape) == (other.dtype, other.shape)
-            and one.tobytes() == other.tobytes()
-        )
-    if isinstance(one, float):
-        # 1 may come back as 1.0.
-        return isinstance(other, int | float) and (one == other or (math.isnan(one) and math.isnan(other)))
-    if isinstance(one, int) and not isinstance(one, bool | enum.Enum):
-        return not isinstance(other, bool) and one == other
-    if isinstance(one, list | tuple):
-        return isinstance(other, list | tuple) and len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if type(one) is not type(other):
-        return False
-    if hasattr(one, "to_wire"):
-        return same(one.to_wire(), other.to_wire())
-    if isinstance(one, msgspec.Struct):
-        return all(same(getattr(one, name), getattr(other, name)) for name in one.__struct_fields__)
-    if dataclasses.is_dataclass(one):
-        return all(same(getattr(one, spec.name), getattr(other, spec.name)) for spec in dataclasses.fields(one))
-    return one == other
 
 
 #: Public classes with fields that never travel on their own, and why.
