@@ -61,11 +61,20 @@ class Encoded:
     shared_bytes: int = 0
     #: Copies made of arrays at or over the threshold.
     copies: int = 0
+    #: Numbers of the frames that are the sender's own arrays, not copies of them.
+    borrowed: list[int] = field(default_factory=list)
 
     @property
     def socket_bytes(self) -> int:
         """What the frames weigh."""
         return sum(len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in self.frames)
+
+    def own_buffers(self) -> None:
+        """Copy the buffers that are the sender's own arrays: they may change before those are sent, or sent again."""
+        for number in self.borrowed:
+            self.frames[number] = bytes(self.frames[number])
+        self.copies += len(self.borrowed)
+        self.borrowed.clear()
 
     def release(self) -> None:
         """Let go of the shared memory: the body was not sent, or its answer has come."""
@@ -145,10 +154,14 @@ class _Encoding:
         return _ext(SHARED, loan.handle.to_wire())
 
     def _buffer(self, array: npt.NDArray[Any], name: str) -> msgspec.msgpack.Ext:
-        self.result.copies += not array.flags.c_contiguous
         self.result.frames.append(_bytes_of(array))
         # Counted from 1: frame 0 is the body, which is inserted last.
-        return _ext(OUT_OF_BAND, (len(self.result.frames), array.shape, name))
+        number = len(self.result.frames)
+        if array.flags.c_contiguous:
+            self.result.borrowed.append(number)
+        else:
+            self.result.copies += 1
+        return _ext(OUT_OF_BAND, (number, array.shape, name))
 
 
 def _portable(value: Any, as_extension: Callable[[npt.NDArray[Any]], Any]) -> Any:
