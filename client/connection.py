@@ -124,6 +124,8 @@ class Connection:
         )
         try:
             self._check_size(body.frames, body.socket_bytes, welcome, key)
+            # They wait for a socket, perhaps more than once, and the caller may go on writing to its arrays.
+            body.own_buffers()
             submit = _submit_message(request, task, body.shared_bytes, deadline_s, priority)
             now = monotonic()
             entry = Pending(

@@ -73,6 +73,7 @@ from .pixels import (
 from .reasoning import ParsedReasoningDelta, ReasoningParser, ReasoningSpan
 from .request import DUMMY_REQUEST_ID, Request, RequestID, RequestType
 from .sampling import SamplingParams, SamplingParamsGenerationConfigDefaults, SamplingParamsInput
+from .scheduler_result import SchedulerResult
 from .status import ClusterStatus, ModelStatus, WorkerStatus
 from .text_batch import BatchType, TextGenerationInputs
 from .text_context import TextContext
@@ -185,6 +186,7 @@ __all__ = [
     "SamplingParams",
     "SamplingParamsGenerationConfigDefaults",
     "SamplingParamsInput",
+    "SchedulerResult",
     "SharedMemoryArray",
     "SpecDecodingState",
     "TextAndVisionContext",

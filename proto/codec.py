@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -60,11 +61,20 @@ class Encoded:
     shared_bytes: int = 0
     #: Copies made of arrays at or over the threshold.
     copies: int = 0
+    #: Numbers of the frames that are the sender's own arrays, not copies of them.
+    borrowed: list[int] = field(default_factory=list)
 
     @property
     def socket_bytes(self) -> int:
         """What the frames weigh."""
         return sum(len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in self.frames)
+
+    def own_buffers(self) -> None:
+        """Copy the buffers that are the sender's own arrays: they may change before those are sent, or sent again."""
+        for number in self.borrowed:
+            self.frames[number] = bytes(self.frames[number])
+        self.copies += len(self.borrowed)
+        self.borrowed.clear()
 
     def release(self) -> None:
         """Let go of the shared memory: the body was not sent, or its answer has come."""
@@ -144,10 +154,14 @@ class _Encoding:
         return _ext(SHARED, loan.handle.to_wire())
 
     def _buffer(self, array: npt.NDArray[Any], name: str) -> msgspec.msgpack.Ext:
-        self.result.copies += not array.flags.c_contiguous
         self.result.frames.append(_bytes_of(array))
         # Counted from 1: frame 0 is the body, which is inserted last.
-        return _ext(OUT_OF_BAND, (len(self.result.frames), array.shape, name))
+        number = len(self.result.frames)
+        if array.flags.c_contiguous:
+            self.result.borrowed.append(number)
+        else:
+            self.result.copies += 1
+        return _ext(OUT_OF_BAND, (number, array.shape, name))
 
 
 def _portable(value: Any, as_extension: Callable[[npt.NDArray[Any]], Any]) -> Any:
@@ -319,7 +333,20 @@ def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} cannot be")
     if math.prod(shape) * dtype.itemsize != memory.nbytes:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} does not have {memory.nbytes} bytes")
-    return np.ndarray(shape, dtype, memory)
+    array: npt.NDArray[Any] = np.ndarray(shape, dtype, memory)
+    if dtype.kind == "U" and array.size:
+        _require_characters(memory, dtype)
+    return array
+
+
+def _require_characters(memory: memoryview, dtype: np.dtype[Any]) -> None:
+    """Text is numbers of characters: with one that is none, Python would raise SystemError wherever it is read.
+
+    Only for bytes off a socket: memory by handle can change after any look at it.
+    """
+    numbers = np.frombuffer(memory, np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+    if numbers.max() > sys.maxunicode:
+        raise DecodeError("an array of text holds what is no character")
 
 
 def _typed(type_: Any, value: Any) -> Any:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import InvalidRequest
 from .context import GenerationStatus
 from .request import RequestID
+from .validation import require_id
 
 
 class OutputTextContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
@@ -33,7 +34,11 @@ class OutputImageContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="t
     detail: str | None = None
 
     def __post_init__(self) -> None:
-        if self.image is not None and self.image.ndim not in (2, 3):
+        if self.image is None:
+            return
+        if not isinstance(self.image, np.ndarray):
+            raise InvalidRequest(f"`image` is a numpy array of pixels, not a {type(self.image).__name__}")
+        if self.image.ndim not in (2, 3):
             raise InvalidRequest(f"an image has 2 or 3 dimensions, not {self.image.ndim}")
 
     @classmethod
@@ -102,12 +107,25 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class GenerationOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """The media made for one request, complete or (with `final_status` ACTIVE) so far."""
+    """The media made for one request, complete or (with `final_status` ACTIVE) so far.
+
+    `final_status` may be given as its value. Raises InvalidRequest (a ValueError) that names the field for another id
+    than a RequestID, an unknown status, or an `output` that is no list of parts.
+    """
 
     request_id: RequestID
     final_status: GenerationStatus
     output: list[OutputContent]
     usage: Usage | None = None
+
+    def __post_init__(self) -> None:
+        require_id(self.request_id)
+        if not isinstance(self.final_status, GenerationStatus):
+            msgspec.structs.force_setattr(self, "final_status", _status(self.final_status))
+        if not isinstance(self.output, list) or not all(isinstance(part, OutputContent) for part in self.output):
+            raise InvalidRequest("`output` is a list of parts: OutputImageContent and the like")
+        if self.usage is not None and not isinstance(self.usage, Usage):
+            raise InvalidRequest(f"`usage` is a Usage, not a {type(self.usage).__name__}")
 
     @property
     def is_done(self) -> bool:
@@ -124,3 +142,11 @@ class GenerationOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit
         """A finished answer of raw images, `(height, width[, channels])` each."""
         parts: list[OutputContent] = [OutputImageContent(image=image) for image in images]
         return cls(request_id=request_id, final_status=GenerationStatus.END_OF_SEQUENCE, output=parts)
+
+
+def _status(value: object) -> GenerationStatus:
+    try:
+        return GenerationStatus(value)
+    except ValueError:
+        known = ", ".join(status.value for status in GenerationStatus)
+        raise InvalidRequest(f"`final_status` is one of {known}, not {value!r:.40}") from None

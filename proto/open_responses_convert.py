@@ -1,7 +1,8 @@
 """Open Responses requests as requests of ours, and the outputs of our tasks as responses.
 
 The gateway knows a model's task and calls `to_native` and `to_response`. What a body asks for and a task cannot do is
-refused, never dropped. Text requests are `open_responses_text.py`'s.
+refused, never dropped (`open_responses_asked.py`). Text requests are `open_responses_text.py`'s, and the way back is in
+`open_responses_from_native.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from .generation import (
     Usage,
 )
 from .open_responses import OpenResponsesRequest
+from .open_responses_asked import SAMPLING_FIELDS, refuse_blocks, refuse_others, require_modality
 from .open_responses_body import OpenResponsesRequestBody
-from .open_responses_enums import GeneratedMediaResponseFormat
+from .open_responses_enums import GeneratedMediaResponseFormat, ImageDetail
 from .open_responses_media import (
     MAX_IMAGE_PIXELS,
     ResponseContent,
@@ -36,7 +38,7 @@ from .open_responses_media import (
 from .open_responses_messages import InputImageContent, InputTextContent, ReasoningSummaryContent
 from .open_responses_options import ImageProviderOptions
 from .open_responses_output import ResponseResource
-from .open_responses_text import only_message, require_modality, sampling_params, to_text_request
+from .open_responses_text import only_message, sampling_params, to_text_request
 from .pipeline import PipelineTask
 from .pixels import PixelGenerationRequest
 from .text_output import TextGenerationOutput
@@ -48,7 +50,7 @@ NativeOutput = TextGenerationOutput | GenerationOutput | AudioGenerationOutput
 
 #: Image options that a `PixelGenerationRequest` has no field for: they become its `options`, where they are not the
 #: default, so that a pipeline which does not know one says so.
-_PIPELINE_IMAGE_OPTIONS = (
+PIPELINE_IMAGE_OPTIONS = (
     "secondary_prompt",
     "secondary_negative_prompt",
     "true_cfg_scale",
@@ -57,11 +59,7 @@ _PIPELINE_IMAGE_OPTIONS = (
     "cfg_normalization",
     "cfg_truncation",
 )
-_PIPELINE_AUDIO_OPTIONS = ("lyrics", "audio_duration", "steps", "guidance_scale")
-
-#: Fields of a body that mean something to text models alone, and those that choose tokens.
-_TEXT_FIELDS = ("logit_bias", "logprobs", "top_logprobs", "tools", "response_format", "reasoning", "verbosity")
-_SAMPLING_FIELDS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "stop", "max_output_tokens")
+PIPELINE_AUDIO_OPTIONS = ("lyrics", "audio_duration", "steps", "guidance_scale")
 
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -83,9 +81,9 @@ def to_native(request: OpenResponsesRequest, task: PipelineTask) -> NativeReques
 def to_pixel_request(request: OpenResponsesRequest) -> PixelGenerationRequest:
     """The texts of a user's message as the prompt, its images decoded (Pillow), and the image options."""
     body = request.body
+    refuse_others(body, frozenset({"seed"}))
+    refuse_blocks(body, "image")
     require_modality(body, "image")
-    _refuse(body, *_TEXT_FIELDS, *_SAMPLING_FIELDS)
-    _refuse_options(body, "max", "video", "audio")
     image = body.provider_options.image or ImageProviderOptions()
     if image.response_format is not GeneratedMediaResponseFormat.B64_JSON:
         raise InvalidRequest("images come back inside the JSON: `response_format` of the image options is b64_json")
@@ -104,16 +102,16 @@ def to_pixel_request(request: OpenResponsesRequest) -> PixelGenerationRequest:
         guidance_scale=image.guidance_scale,
         num_images_per_prompt=body.n or image.num_images,
         seed=body.seed,
-        options=_changed(image, _PIPELINE_IMAGE_OPTIONS),
+        options=_changed(image, PIPELINE_IMAGE_OPTIONS),
     )
 
 
 def to_audio_request(request: OpenResponsesRequest) -> AudioGenerationRequest:
     """The texts of a user's message as what is to be spoken or sung, and the audio options; in one piece."""
     body = request.body
+    refuse_others(body, SAMPLING_FIELDS)
+    refuse_blocks(body, "audio")
     require_modality(body, "audio")
-    _refuse(body, *_TEXT_FIELDS)
-    _refuse_options(body, "max", "video")
     if body.n not in (None, 1):
         raise InvalidRequest("`n` above 1 is not offered for audio")
     audio = body.provider_options.audio
@@ -124,7 +122,7 @@ def to_audio_request(request: OpenResponsesRequest) -> AudioGenerationRequest:
         input=text,
         sampling_params=sampling_params(body),
         streaming=False,
-        options={} if audio is None else _changed(audio, _PIPELINE_AUDIO_OPTIONS),
+        options={} if audio is None else _changed(audio, PIPELINE_AUDIO_OPTIONS),
     )
 
 
@@ -133,23 +131,6 @@ _CONVERSIONS: dict[PipelineTask, Callable[[OpenResponsesRequest], NativeRequest]
     PipelineTask.PIXEL_GENERATION: to_pixel_request,
     PipelineTask.AUDIO_GENERATION: to_audio_request,
 }
-
-
-def _refuse(body: OpenResponsesRequestBody, *names: str) -> None:
-    given = [name for name in names if _asks(getattr(body, name))]
-    if given:
-        raise InvalidRequest(f"the model {body.model!r} makes no text: it takes no {', '.join(given)}")
-
-
-def _asks(value: object) -> bool:
-    """Whether a field asks for something: a number does even when it is 0."""
-    return value is not None and value is not False and value not in ([], {})
-
-
-def _refuse_options(body: OpenResponsesRequestBody, *blocks: str) -> None:
-    given = [block for block in blocks if getattr(body.provider_options, block) is not None]
-    if given:
-        raise InvalidRequest(f"the model {body.model!r} takes no `provider_options` of {', '.join(given)}")
 
 
 def _changed(options: msgspec.Struct, names: Sequence[str]) -> dict[str, Any]:
@@ -169,6 +150,8 @@ def _prompt(body: OpenResponsesRequestBody, *, takes_images: bool) -> tuple[str,
     for part in parts:
         if not isinstance(part, allowed):
             raise InvalidRequest(f"the model {body.model!r} takes no {part.type}")
+        if isinstance(part, InputImageContent) and part.detail not in (None, ImageDetail.AUTO):
+            raise InvalidRequest(f"the model {body.model!r} takes no `detail` of images: it sees all of each")
     texts = [part.text for part in parts if isinstance(part, InputTextContent)]
     return "\n".join(texts), [part.image_url for part in parts if isinstance(part, InputImageContent)]
 

@@ -138,6 +138,23 @@ def _require_pixels(size: tuple[int, int], most: int) -> None:
         raise InvalidRequest(f"an image of {size[0]} x {size[1]} pixels: at most {most} are read")
 
 
+#: Where files of a kind that models take say what they are, and its name.
+_MARKS = (
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (0, b"GIF8", "image/gif"),
+    (8, b"WEBP", "image/webp"),
+    (4, b"ftyp", "video/mp4"),
+    (0, b"\x1aE\xdf\xa3", "video/webm"),
+)
+
+
+def uri_of_bytes(data: bytes) -> str:
+    """The `data:` URI of an encoded file, in base64."""
+    kinds = (kind for at, mark, kind in _MARKS if data.startswith(mark, at))
+    return f"data:{next(kinds, 'application/octet-stream')};base64,{base64.b64encode(data).decode()}"
+
+
 def bytes_of_uri(uri: str) -> bytes:
     """What a `data:` URI in base64 holds; InvalidRequest (a ValueError) for any other address."""
     head, comma, data = uri.partition(",")

@@ -1,7 +1,7 @@
 """The body of an Open Responses request as a `TextGenerationRequest`: message, media, sampling, tools and format.
 
-What a body asks for and a text model cannot do is refused, never dropped; only what changes no answer (`metadata`,
-`user`, `store` and the like) is left aside. `open_responses_convert.py` has the other tasks, and the way back.
+What a body asks for and a text model cannot do is refused, never dropped (`open_responses_asked.py`).
+`open_responses_convert.py` has the other tasks, `open_responses_from_text.py` the way back.
 """
 
 from __future__ import annotations
@@ -12,6 +12,13 @@ from typing import Any
 from ..errors import InvalidRequest
 from .generation import OutputImageContent, OutputTextContent
 from .open_responses import OpenResponsesRequest
+from .open_responses_asked import (
+    SAMPLING_FIELDS,
+    refuse_blocks,
+    refuse_others,
+    require_modality,
+    require_plain_thinking,
+)
 from .open_responses_body import (
     AllowedToolChoice,
     FunctionToolChoice,
@@ -19,6 +26,7 @@ from .open_responses_body import (
     JsonObjectParam,
     JsonSchemaParam,
     OpenResponsesRequestBody,
+    TextParam,
 )
 from .open_responses_enums import ToolChoiceValueEnum
 from .open_responses_media import bytes_of_base64, bytes_of_uri
@@ -37,6 +45,17 @@ from .text_request import (
     TextGenerationResponseFormat,
 )
 
+_READS = SAMPLING_FIELDS | {
+    "logit_bias",
+    "logprobs",
+    "reasoning",
+    "response_format",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "verbosity",
+}
+
 
 def to_text_request(request: OpenResponsesRequest) -> TextGenerationRequest:
     """A chat of one message, its media as bytes, with sampling, tools and format; a text is the user's message.
@@ -44,7 +63,10 @@ def to_text_request(request: OpenResponsesRequest) -> TextGenerationRequest:
     A developer's message is a system message. `reasoning.effort` and `verbosity` reach the chat template.
     """
     body = request.body
+    refuse_others(body, _READS)
+    refuse_blocks(body, "max")
     require_modality(body, "text")
+    require_plain_thinking(body)
     if body.n not in (None, 1) or body.logit_bias or body.parallel_tool_calls is False:
         raise InvalidRequest("`n` above 1, `logit_bias` and `parallel_tool_calls` false are not offered for text")
     message, images, videos = _message(body)
@@ -57,18 +79,12 @@ def to_text_request(request: OpenResponsesRequest) -> TextGenerationRequest:
         images=images,
         videos=videos,
         tools=tools,
-        response_format=_response_format(body, has_tools=tools is not None, forced=forced),
+        response_format=response_format(body.response_format, has_tools=tools is not None, forced=forced),
         logprobs=_log_probabilities(body),
         chat_template_options=_template_options(body),
         sampling_params=sampling_params(body),
         target_endpoint=None if options is None else options.target_endpoint,
     )
-
-
-def require_modality(body: OpenResponsesRequestBody, modality: str) -> None:
-    """A body that names modalities names this one; InvalidRequest when it does not."""
-    if body.modalities and modality not in body.modalities:
-        raise InvalidRequest(f"the model {body.model!r} makes {modality}, not {', '.join(body.modalities)[:80]}")
 
 
 def only_message(body: OpenResponsesRequestBody) -> Any:
@@ -175,23 +191,27 @@ def _tool(tool: FunctionToolParam) -> TextGenerationRequestTool:
     return {"type": "function", "function": function}
 
 
-def _response_format(
-    body: OpenResponsesRequestBody,
+def response_format(
+    wanted: TextParam | JsonObjectParam | JsonSchemaParam | None,
     *,
     has_tools: bool,
     forced: bool,
 ) -> TextGenerationResponseFormat | None:
-    wanted = body.response_format
-    if isinstance(wanted, JsonObjectParam | JsonSchemaParam):
-        schema = wanted.schema if isinstance(wanted, JsonSchemaParam) else {"type": "object"}
-        return TextGenerationResponseFormat(
-            type=wanted.type,
-            # A schema that is not there allows any value.
-            json_schema=schema or {},
-            # With tools the answer may be a call instead, which begins with no JSON.
-            grammar_enforced=not has_tools,
-            tools_forced=forced,
-            requires_structured_output_flag=True,
-            has_json_schema=isinstance(wanted, JsonSchemaParam) and schema is not None,
-        )
-    return TextGenerationResponseFormat(type="text", tools_forced=True) if forced else None
+    """What holds the answer to a format, or to calling a tool (`forced`); None when nothing does."""
+    if wanted is None or isinstance(wanted, TextParam):
+        return TextGenerationResponseFormat(type="text", tools_forced=True) if forced else None
+    schema: dict[str, Any] | None = {"type": "object"}
+    if isinstance(wanted, JsonSchemaParam):
+        if wanted.description:
+            raise InvalidRequest("`description` of `response_format` is not offered: describe the answer in `input`")
+        schema = wanted.schema
+    return TextGenerationResponseFormat(
+        type=wanted.type,
+        # A schema that is not there allows any value.
+        json_schema=schema or {},
+        # With tools the answer may be a call instead, which begins with no JSON.
+        grammar_enforced=not has_tools,
+        tools_forced=forced,
+        requires_structured_output_flag=True,
+        has_json_schema=isinstance(wanted, JsonSchemaParam) and schema is not None,
+    )

@@ -1,7 +1,7 @@
 """The one table of what goes with a task: its request type in, its output type out, and its batch inputs.
 
-Codec, worker and client all read it here, so that a task is added in one place. A task whose batches nothing here can
-make has types all the same: its messages can be read, and no worker takes it.
+Worker and client read it here, and decoders through `PipelineTask.output_type`, so that a task is added in one place.
+A task whose batches nothing here can make has types all the same: its messages can be read, and no worker takes it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ class TaskTypes(NamedTuple):
     output: type[Any]
 
 
+#: Of tasks that take the same request, the first is the one that a request asks for by itself.
 _TYPES: dict[PipelineTask, TaskTypes] = {
     PipelineTask.TEXT_GENERATION: TaskTypes(TextGenerationRequest, TextGenerationOutput),
     PipelineTask.EMBEDDINGS_GENERATION: TaskTypes(EmbeddingsRequest, EmbeddingsGenerationOutput),
     PipelineTask.PIXEL_GENERATION: TaskTypes(PixelGenerationRequest, GenerationOutput),
     PipelineTask.AUDIO_GENERATION: TaskTypes(AudioGenerationRequest, AudioGenerationOutput),
+    PipelineTask.SPEECH_TOKEN_GENERATION: TaskTypes(AudioGenerationRequest, TextGenerationOutput),
 }
 
 #: The tasks that workers run, and how the batch of each is made.

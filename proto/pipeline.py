@@ -7,11 +7,12 @@ calls pipelines and knows nothing more about them than this module says.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from .request import RequestID
+from .scheduler_result import SchedulerResult
 
 
 class InputModality(str, Enum):
@@ -34,6 +35,14 @@ class PipelineTask(str, Enum):
     SPEECH_TOKEN_GENERATION = "speech_token_generation"  # noqa: S105 - a task, not a secret
     PIXEL_GENERATION = "pixel_generation"
     UNDEFINED = "undefined"
+
+    @property
+    def output_type(self) -> type[dict[RequestID, SchedulerResult[Any]]]:
+        """What a step's outputs by RequestID decode to, by the one table of `outputs.py`; ValueError for UNDEFINED."""
+        from .outputs import task_types  # which names the types of every task, and they this module
+
+        output: Any = task_types(self).output
+        return dict[RequestID, SchedulerResult[output]]
 
 
 class PipelineInputs:
@@ -62,9 +71,11 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
 
     A class of your own may set `max_batch_size` as a plain attribute. `options_type`, when set to a msgspec.Struct
     type, makes the worker read each request's `options` into it, so that a wrong key is an error naming the key.
+    `tokenize`, when it is a method, makes a context's `tokens` of its text: token ids, special ones included.
     """
 
     options_type: type[Any] | None = None
+    tokenize: Callable[[str], Sequence[int]] | None = None
 
     @property
     def max_batch_size(self) -> int:

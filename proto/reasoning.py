@@ -28,7 +28,8 @@ class ReasoningSpan:
     def __post_init__(self) -> None:
         outer, inner = tuple(self.reasoning_with_delimiters), tuple(self.reasoning)
         # Raised, not asserted: a parser's mistake must show under `python -O` too.
-        if len(outer) != 2 or len(inner) != 2 or not 0 <= outer[0] <= inner[0] <= inner[1] <= outer[1]:
+        whole = all(isinstance(position, int) for position in (*outer, *inner))
+        if not whole or len(outer) != 2 or len(inner) != 2 or not 0 <= outer[0] <= inner[0] <= inner[1] <= outer[1]:
             raise ValueError(f"a ReasoningSpan has reasoning inside its delimiters, not {inner} in {outer}")
         object.__setattr__(self, "reasoning_with_delimiters", outer)
         object.__setattr__(self, "reasoning", inner)

@@ -22,6 +22,7 @@ from .sampling import SamplingParams
 from .text_output import TextGenerationOutput
 from .text_protocol import GrammarMatcher, SpecDecodingState, TextGenerationContext
 from .tokens import LogProbabilities, TokenBuffer
+from .validation import require_count, require_id, require_text
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,10 @@ class TextContext:
         _status: GenerationStatus = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tokens, TokenBuffer):
+            raise InvalidRequest(f"`tokens` is a TokenBuffer, not a {type(self.tokens).__name__}")
+        require_id(self.request_id)
+        require_count("max_length", self.max_length, 1)
         if self.first_generated < 0:
             self.first_generated = self.tokens.prompt_length
         self._matcher: GrammarMatcher | None = None
@@ -318,6 +323,7 @@ class TextContext:
 def _check_endpoint(endpoint: str | None) -> None:
     if endpoint is None:
         return
+    require_text("target_endpoint", endpoint)
     scheme, _, rest = endpoint.partition("://")
     if scheme not in ("tcp", "ipc") or not rest or (scheme == "tcp" and ":" not in rest):
         raise InvalidRequest(f"`target_endpoint` is tcp://host:port or ipc://path, not {endpoint!r}")

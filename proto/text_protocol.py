@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from inspect import get_annotations
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +17,6 @@ from .eos import EOSTracker
 from .sampling import SamplingParams
 from .text_output import TextGenerationOutput
 from .tokens import LogProbabilities, TokenBuffer
-
-if TYPE_CHECKING:
-    from abc import ABCMeta as _ProtocolMeta
-else:
-    _ProtocolMeta = type(BaseContext)
 
 
 @dataclass
@@ -45,34 +38,8 @@ class GrammarMatcher(Protocol):
         ...
 
 
-#: Protocol -> class -> the members that the class itself does not have and an instance must.
-_missing_members: WeakKeyDictionary[type, WeakKeyDictionary[type, frozenset[str]]] = WeakKeyDictionary()
-
-
-class _ContextMeta(_ProtocolMeta):
-    """Makes `isinstance` look members up by name, once per class, and run none of them.
-
-    The standard check of a protocol runs every property of the object: 61 us for a text context, and side effects.
-    """
-
-    def __instancecheck__(cls, instance: object) -> bool:  # noqa: N805 - the base is a metaclass
-        if not getattr(cls, "_is_protocol", False):
-            return super().__instancecheck__(instance)
-        known = _missing_members.setdefault(cls, WeakKeyDictionary())
-        kind = type(instance)
-        missing = known.get(kind)
-        if missing is None:
-            missing = known[kind] = _members(cls) - set(dir(kind))
-        return not missing or missing <= getattr(instance, "__dict__", {}).keys()
-
-
-def _members(protocol: type) -> frozenset[str]:
-    names = (name for base in protocol.__mro__ for name in (*vars(base), *get_annotations(base)))
-    return frozenset(name for name in names if not name.startswith("_"))
-
-
 @runtime_checkable
-class TextGenerationContext(BaseContext, Protocol, metaclass=_ContextMeta):
+class TextGenerationContext(BaseContext, Protocol):
     """The state of one text request, as schedulers and pipelines may rely on it; `TextContext` is ours."""
 
     eos_tracker: EOSTracker

@@ -5,7 +5,7 @@ Messages are in `text_messages.py`, sampling in `sampling.py`; the worker makes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -18,7 +18,15 @@ from .request import RequestID
 from .sampling import SamplingParams
 from .text_messages import TextGenerationRequestMessage
 from .tokens import MAX_TOKEN_ID
-from .validation import require_at_least, require_model
+from .validation import (
+    require_count,
+    require_flag,
+    require_id,
+    require_model,
+    require_options,
+    require_text,
+    require_whole,
+)
 
 #: Longest `cache_salt`, in characters: it is mixed into the hash of every block of a prompt.
 MAX_CACHE_SALT_CHARS = 512
@@ -105,15 +113,10 @@ class TextGenerationRequest:
     cache_salt: str | None = None
 
     def __post_init__(self) -> None:
-        require_model(self.model_name)
-        require_at_least("logprobs", self.logprobs, 0)
-        require_at_least("max_decoded_bytes", self.max_decoded_bytes, 0)
-        if not isinstance(self.sampling_params, SamplingParams):
-            raise InvalidRequest(f"`sampling_params` is a SamplingParams, not a {type(self.sampling_params).__name__}")
-        if self.cache_salt is not None and len(self.cache_salt) > MAX_CACHE_SALT_CHARS:
-            raise InvalidRequest(f"`cache_salt` has at most {MAX_CACHE_SALT_CHARS} characters")
+        self._check_fields()
         self._put("prompt", _prompt(self.prompt))
         self._put("messages", _messages(self.messages))
+        self._put("tools", _tools(self.tools))
         self._put("response_format", _response_format(self.response_format))
         self._put("images", _media("images", self.images))
         self._put("videos", _media("videos", self.videos))
@@ -123,6 +126,22 @@ class TextGenerationRequest:
 
     def _put(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
+
+    def _check_fields(self) -> None:
+        require_id(self.request_id)
+        require_model(self.model_name, "model_name")
+        if not isinstance(self.sampling_params, SamplingParams):
+            raise InvalidRequest(f"`sampling_params` is a SamplingParams, not a {type(self.sampling_params).__name__}")
+        for name in ("logprobs", "timestamp_ns"):
+            require_count(name, getattr(self, name))
+        require_whole("max_decoded_bytes", self.max_decoded_bytes, 0)
+        require_text("request_path", self.request_path)
+        require_flag("echo", self.echo)
+        for name, check in _OPTIONAL.items():
+            if getattr(self, name) is not None:
+                check(name, getattr(self, name))
+        if len(self.cache_salt or "") > MAX_CACHE_SALT_CHARS:
+            raise InvalidRequest(f"`cache_salt` has at most {MAX_CACHE_SALT_CHARS} characters")
 
     def _check_together(self) -> None:
         if self.prompt and self.messages:
@@ -161,6 +180,15 @@ class TextGenerationRequest:
 
 # Codecs, asdict() and replace() go by this table: without the entry they pass the decoded images by.
 del TextGenerationRequest.__dataclass_fields__["decoded_images"]
+
+
+#: Fields that may be None, and what else they are.
+_OPTIONAL: dict[str, Callable[[str, object], None]] = {
+    "chat_template_options": lambda name, value: require_options(value, name),
+    "dkv_cache_hint": lambda name, value: require_options(value, name),
+    "target_endpoint": require_text,
+    "cache_salt": require_text,
+}
 
 
 def _prompt(prompt: object) -> str | Sequence[int] | None:
@@ -202,6 +230,14 @@ def _response_format(value: object) -> TextGenerationResponseFormat | None:
         return msgspec.convert(value, TextGenerationResponseFormat)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"`response_format`: {error}") from None
+
+
+def _tools(tools: object) -> list[Any] | None:
+    if tools is None:
+        return None
+    if not isinstance(tools, list | tuple) or not all(isinstance(tool, dict) for tool in tools):
+        raise InvalidRequest("`tools` is a list of dicts, each a TextGenerationRequestTool")
+    return list(tools)
 
 
 def _media(name: str, items: object) -> list[bytes]:

@@ -22,25 +22,31 @@ def require_id(request_id: object) -> None:
         raise InvalidRequest(f"`request_id` must be a RequestID, not {_shown(request_id)}; leave it out for a new one")
 
 
-def require_model(model: object) -> None:
-    """A request names its model by a string of 1 to 256 characters."""
+def require_model(model: object, name: str = "model") -> None:
+    """A request names its model, in the field `name`, by a string of 1 to 256 characters."""
     if not isinstance(model, str) or not 0 < len(model) <= MAX_MODEL_CHARS:
         raise InvalidRequest(
-            f"`model` must be the name of a deployment's model, of at most {MAX_MODEL_CHARS} characters, "
+            f"`{name}` must be the name of a deployment's model, of at most {MAX_MODEL_CHARS} characters, "
             f"not {_shown(model)}",
         )
 
 
-def require_options(options: object) -> None:
-    """A request's `options` are a dict with string keys."""
+def require_options(options: object, name: str = "options") -> None:
+    """A request's `options`, or another field of that kind, are a dict with string keys."""
     if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
-        raise InvalidRequest(f"`options` must be a dict with string keys, not {_shown(options)}")
+        raise InvalidRequest(f"`{name}` must be a dict with string keys, not {_shown(options)}")
 
 
 def require_text(name: str, value: object) -> None:
     """A text, which may be empty."""
     if not isinstance(value, str):
         raise InvalidRequest(f"`{name}` must be a text, not {_shown(value)}")
+
+
+def require_flag(name: str, value: object) -> None:
+    """True or False; a number is neither."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"`{name}` must be True or False, not {_shown(value)}")
 
 
 def require_at_least(name: str, value: float | None, least: float) -> None:
@@ -52,6 +58,12 @@ def require_at_least(name: str, value: float | None, least: float) -> None:
 def require_whole(name: str, value: int | None, least: float) -> None:
     """An optional number is whole and at least `least`; a bool is no number."""
     if value is not None and not (is_whole(value) and value >= least):
+        raise InvalidRequest(f"`{name}` must be a whole number of at least {least}, not {_shown(value)}")
+
+
+def require_count(name: str, value: object, least: int = 0) -> None:
+    """A number that must be there is whole and at least `least`; a bool is no number."""
+    if not is_whole(value) or value < least:  # type: ignore[operator]
         raise InvalidRequest(f"`{name}` must be a whole number of at least {least}, not {_shown(value)}")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..errors import InvalidRequest
 from .text_context import TextContext
 from .text_protocol import TextGenerationContext
+from .validation import require_count, require_whole
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -36,10 +37,13 @@ class ImageMetadata:
     num_embedding_rows: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start_idx < self.end_idx:
-            raise InvalidRequest(f"an image needs 0 <= start_idx < end_idx, not [{self.start_idx}, {self.end_idx})")
+        require_count("start_idx", self.start_idx)
+        require_count("end_idx", self.end_idx)
+        require_whole("num_embedding_rows", self.num_embedding_rows, 1)
+        if self.start_idx >= self.end_idx:
+            raise InvalidRequest(f"an image needs start_idx < end_idx, not [{self.start_idx}, {self.end_idx})")
         rows = self.num_embedding_rows
-        if rows is not None and not 0 < rows <= self.end_idx - self.start_idx:
+        if rows is not None and rows > self.end_idx - self.start_idx:
             raise InvalidRequest(
                 f"an image of {self.end_idx - self.start_idx} tokens cannot have {rows} embedding rows"
             )

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,12 @@ from tensoryard.proto.generation import (
 from tensoryard.proto.lora import LoRAOperation, LoRARequest, LoRAResponse, LoRAStatus
 from tensoryard.proto.open_responses import OpenResponsesRequest
 from tensoryard.proto.open_responses_body import OpenResponsesRequestBody
+from tensoryard.proto.outputs import task_types
+from tensoryard.proto.pipeline import PipelineTask
 from tensoryard.proto.pixels import PixelGenerationRequest
 from tensoryard.proto.request import RequestID
 from tensoryard.proto.sampling import SamplingParams, SamplingParamsInput
+from tensoryard.proto.scheduler_result import SchedulerResult
 from tensoryard.proto.text_context import TextContext
 from tensoryard.proto.text_messages import ImageContentPart, TextContentPart, TextGenerationRequestMessage
 from tensoryard.proto.text_output import TextGenerationOutput
@@ -216,6 +219,7 @@ def messages() -> list[Any]:
                 metadata={"a": "b"},
             ),
         ),
+        SchedulerResult(is_done=True, result=None, error="e", batch_id=3),
         LoRARequest(LoRAOperation.LOAD, "name", "/path"),
         LoRAResponse(LoRAStatus.LOAD_ERROR, ["one", "two"]),
     ]
@@ -295,6 +299,8 @@ def targets(pool: Pool, reader: Reader) -> list[Target]:
     pairs = [*by_type.items(), *((kind, every) for kind in (Any, dict[str, Any], np.ndarray, list[Any]))]
     found = [_body(kind, seeds, reader.claim, keep) for kind, seeds in pairs]
     found.extend(_envelope(*entry) for entry in envelopes())
+    found.extend(_step(task, reader.claim) for task in PipelineTask if task is not PipelineTask.UNDEFINED)
+    found.append(_texts())
     (spoken,) = (message for message in messages() if isinstance(message, OpenResponsesRequest))
     found.append(
         Target(
@@ -321,6 +327,36 @@ def _body(
         seeds,
         (DecodeError, StaleHandle, SegmentGone),
         holds,
+    )
+
+
+def _step(task: PipelineTask, resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]]) -> Target:
+    """A step's results by RequestID, as a task's decoder reads them."""
+    kind = task_types(task).output
+    outputs = [message for message in messages() if isinstance(message, kind)]
+    step = {RequestID(f"r{number}"): SchedulerResult.create(output, 7) for number, output in enumerate(outputs)}
+    step |= {RequestID("c"): SchedulerResult.cancelled(), RequestID("f"): SchedulerResult.failed("no")}
+    seeds = [[bytes(frame) for frame in encode_body(step, out_of_band=far, threshold_bytes=64).frames] for far in _BOTH]
+    return replace(_body(task.output_type, seeds, resolve, ()), name=f"step of {task.value}")
+
+
+_BOTH = (False, True)
+
+
+def _texts() -> Target:
+    """Arrays of text, each read to its last character."""
+
+    def decode(frames: Frames) -> list[Any]:
+        arrays = decode_body(frames, list[np.ndarray[Any, np.dtype[np.str_]]])
+        return [(array.dtype.str, array.shape, array.tolist()) for array in arrays]
+
+    arrays = [np.array(["a", "bcd"]), np.array(["\U0010ffff", "x"]).astype(">U2"), np.array("one")]
+    return Target(
+        "arrays of text",
+        decode,
+        lambda value: [bytes(frame) for frame in encode_body([np.array(t, d) for d, _, t in value]).frames],
+        [[bytes(frame) for frame in encode_body(arrays, out_of_band=far, threshold_bytes=1).frames] for far in _BOTH],
+        (DecodeError,),
     )
 
 

@@ -1,7 +1,8 @@
 """Writes docs/contracts.md: every name of the contracts, its kind and module, one line, and where it differs and why.
 
-`python scripts/generate_contracts.py`, after a change of a contract or of `tests/proto/contract_table.py`; a test fails
-while the page is not current.
+And which fields of our requests an Open Responses request can say. `python scripts/generate_contracts.py`, after a
+change of a contract, of `tests/proto/contract_table.py` or of `tests/proto/conversion_table.py`; a test fails while the
+page is not current.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import tensoryard.proto
+from tensoryard.proto.open_responses_asked import LEFT_ASIDE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "contracts.md"
 
 sys.path.append(str(ROOT / "tests" / "proto"))
-import contract_table  # noqa: E402 - it lies beside the tests, which are no package
+import contract_table  # noqa: E402 - they lie beside the tests, which are no package
+import conversion_table  # noqa: E402
 
 HEAD = """# Contracts
 
@@ -26,9 +29,26 @@ enum values and signatures are matched, so that code written against that interf
 line; where ours differs, it says how and why. Two versions of that interface are in use: what exists only in the older
 one (26.3) follows it, and what the newer one (26.7) fixed or widened follows that.
 
-This page is made by `scripts/generate_contracts.py` from `tests/proto/contract_table.py`, which a test holds the code
-to. Every error is one of `tensoryard.errors`; those for wrong input are a `ValueError` too.
+This page is made by `scripts/generate_contracts.py` from `tests/proto/contract_table.py` and
+`tests/proto/conversion_table.py`, which tests hold the code to. Every error is one of `tensoryard.errors`; those for
+wrong input are a `ValueError` too.
 """
+
+CONVERSIONS = """## Open Responses, there and back
+
+`to_native` of proto/open_responses_convert.py reads an `OpenResponsesRequest` as the request of ours that it means for a
+model of a given task; `to_open` of proto/open_responses_from_native.py says a request of ours as one. Whatever both can
+say comes back the same. What one can say and the other cannot is an InvalidRequest that names the field; nothing is
+dropped in silence. `to_response` and `to_failed_response` make a `ResponseResource` of what became of a request.
+
+From a body, fields that change no answer are left aside:
+{left_aside}.
+Every other field that asks for something is read by the task, or refused.
+
+From ours, a field that no body has must have the one value that asks for nothing. Said in several ways and read back in
+one: no tools and no template options, which come back as None; a tool, which comes back with a description (perhaps
+None) and parameters (perhaps none); numbers of numpy, which come back as Python's. Decoded images stay behind.
+"""  # noqa: E501 - lines of the page
 
 
 def page() -> str:
@@ -43,7 +63,18 @@ def page() -> str:
         if differences:
             parts.extend(["\nWhere ours differs:\n", *differences])
         parts.append("")
-    return "\n".join(parts)
+    return "\n".join([*parts, *_conversions()])
+
+
+def _conversions() -> list[str]:
+    left_aside = ", ".join(f"`{name}`" for name in sorted(LEFT_ASIDE))
+    parts = [CONVERSIONS.format(left_aside=left_aside)]
+    for conversion in conversion_table.CONVERSIONS:
+        parts.append(f"### From `{conversion.kind.__name__}`\n\n| field | there |\n|---|---|")
+        parts.extend(f"| `{name}` | {place} |" for name, place in conversion.said.items())
+        parts.extend(f"| `{name}` | not there: only {value!r} |" for name, value in conversion.unsaid.items())
+        parts.append("")
+    return parts
 
 
 def _row(contract: Any) -> str:

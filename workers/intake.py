@@ -175,7 +175,8 @@ class Intake:
             timeout_s=self._settings.allocate_timeout_s,
             tag=request.request_id.value,
         )
-        return new_context(request, options=self._options(request.options), allocate=allocate)
+        tokenize = self._pipeline.tokenize if self._pipeline is not None else None
+        return new_context(request, options=self._options(request.options), allocate=allocate, tokenize=tokenize)
 
     def _options(self, options: dict[str, Any]) -> Any:
         """The request's options in the pipeline's own type, where it has one; a wrong key or value is named."""

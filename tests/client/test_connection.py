@@ -272,6 +272,17 @@ def test_a_coordinator_elsewhere_gets_arrays_as_frames(make_client):
         assert client._connection._pool is None
 
 
+def test_the_caller_may_go_on_writing_to_its_arrays(make_client):
+    """What is sent is what was there at `submit`, also where arrays go as frames that wait for a socket."""
+    with Hub(host="another-host") as hub:
+        array = large()
+        make_client(hub.address).submit(request(array))
+        array[:] = 255 - array
+        hub.wait(wire.Submit)
+        ((_, buffer),) = hub.bodies(wire.Submit)
+        assert buffer == large().tobytes()
+
+
 @pytest.mark.parametrize("thing", ["a text", 7, None, object(), {"model": "m"}, np.zeros(3), output()])
 def test_what_is_no_request_is_refused(hub, client, thing):
     """Anything but a request is an InvalidRequest that lists what is; nothing is sent."""

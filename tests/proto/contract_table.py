@@ -112,9 +112,8 @@ contract(
     data output_type: type[dict[RequestID, SchedulerResult[Any]]]
     """,
     Differs(
-        "dropped in the newer version: which types go with a task is in one table, `task_types` of proto/outputs.py, "
-        "that codec, worker and client share",
-        "-data output_type",
+        "dropped in the newer version, kept here: it reads the one table of proto/outputs.py, and a `SchedulerResult` "
+        "travels as an array"
     ),
 )
 contract(BASE, "PipelineInputs", "kind: class")
@@ -171,6 +170,10 @@ contract(
     Differs(
         "lets the worker read each request's options into a type, so that a wrong key is an error naming the key",
         "data options_type: type[Any] | None",
+    ),
+    Differs(
+        "lets the worker give contexts the tokens of their texts",
+        "data tokenize: Callable[[str], Sequence[int]] | None",
     ),
 )
 contract(
@@ -391,7 +394,7 @@ contract(
     method realize_future_token: (new_token, log_probabilities=None)
     method to_generation_output: ()
     """,
-    Differs("its `isinstance` looks members up by name and runs none of them; `TextContext` is our class for it"),
+    Differs("`TextContext` is our class for it"),
 )
 contract(
     TEXT,
@@ -521,7 +524,8 @@ contract(
     data model_name: str
     """,
     Differs(
-        "`EmbeddingsRequestContext` is our class for it, of requests that carry token ids; others carry texts or arrays"
+        "`EmbeddingsRequestContext` is our class for it; its `tokens` are the request's ids, or what the pipeline's "
+        "`tokenize` makes of its text, and an InvalidRequest where the request carries arrays"
     ),
 )
 contract(
@@ -716,6 +720,10 @@ contract(
     data guidance_scale: float
     data num_images_per_prompt: int
     """,
+    Differs(
+        "`PixelContext` is our class for it: 1024 x 1024 pixels and 50 steps where the caller left them open, latents "
+        "drawn by the request's seed when first asked for, tokens by the pipeline's `tokenize`"
+    ),
 )
 contract(
     IMAGES,
@@ -737,7 +745,7 @@ contract(
     field batch: dict[RequestID, PixelGenerationContextType]
     """,
     Differs(
-        "any context will do: pipelines that edit images have no latents",
+        "any context will do: pipelines that edit images need no latents",
         """
         parameters: _ContextType
         field batch: dict[RequestID, _ContextType]
@@ -874,6 +882,9 @@ contract(
     data request_id: RequestID
     data is_done: bool
     """,
+    Differs(
+        "its `isinstance` looks members up by name and runs none of them, and so does that of each that extends it"
+    ),
 )
 contract(
     CONTEXT,
@@ -1107,6 +1118,7 @@ contract(
         "wrong JSON and wrong shapes are InvalidRequest like everything else; nothing is downloaded but by the "
         "application's own fetcher, and errors name no address",
     ),
+    Differs("converted to requests of ours and back, field by field: see the end of this page"),
 )
 
 # -- tokens -----------------------------------------------------------------------------------------------------------

@@ -794,6 +794,10 @@ GARBAGE = {
     "itemless dtype": packed_extension(1, "<U0", [2**40], b""),
     "itemless bytes": packed_extension(1, "|S0", [3], b""),
     "endless dtype": packed_extension(1, "<U" + "9" * 1000, [0], b""),
+    "text beyond characters": packed_extension(1, "<U1", [1], b"\x00\x00\x11\x00"),
+    "text of the other byte order": packed_extension(1, ">U2", [1], b"\x00\x00\x00a\x00\x11\x00\x00"),
+    "text of no dimension": packed_extension(1, "<U1", [], b"\xff\xff\xff\xff"),
+    "buffer of text beyond characters": packed_extension(3, 1, [1], "<U1"),
     "buffer 0": packed_extension(3, 0, [1], "<f4"),
     "negative buffer": packed_extension(3, -1, [1], "<f4"),
     "missing buffer": packed_extension(3, 2, [1], "<f4"),
@@ -824,6 +828,14 @@ def test_w_24_garbage_is_a_decode_error(reader, name, copy):
     for kind in (np.ndarray, EmbeddingsRequest, list[npt.NDArray[np.float32]]):
         with pytest.raises(DecodeError):
             decode_body([GARBAGE[name], b"1234"], kind, resolve=reader.open)
+
+
+def test_every_character_arrives():
+    """Text of any character that there is, lone surrogates included, is text on arrival, in either byte order."""
+    words = np.array(["\0a", "\ud800", "\U0010ffff", ""])
+    for sent in (words, words.astype(">U2"), words[:0], np.array("one")):
+        back = decode_body(encode_body(sent).frames, np.ndarray)
+        assert (back.dtype, back.tolist()) == (sent.dtype, sent.tolist())
 
 
 @pytest.mark.parametrize(

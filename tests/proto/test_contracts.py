@@ -14,6 +14,7 @@ import tensoryard.proto as proto
 
 from .contract_facts import facts_of
 from .contract_table import CONTRACTS, SECTIONS, Contract, Differs, facts
+from .conversion_table import CONVERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {contract.name: contract for contract in CONTRACTS}
@@ -173,3 +174,14 @@ def test_the_page_names_everything():
         assert f"| {contract.ours['kind']} |" in row
         for difference in contract.differs:
             assert difference.why in page
+
+
+def test_the_page_tells_what_can_be_said():
+    """Each field of a request that has an Open Responses form is on the page, under its class."""
+    page = (ROOT / "docs" / "contracts.md").read_text()
+    for conversion in CONVERSIONS:
+        table = page.partition(f"### From `{conversion.kind.__name__}`\n")[2].partition("###")[0]
+        for name, place in conversion.said.items():
+            assert f"| `{name}` | {place} |" in table
+        for name, value in conversion.unsaid.items():
+            assert f"| `{name}` | not there: only {value!r} |" in table

@@ -56,6 +56,38 @@ def test_every_kind_of_part_travels():
     np.testing.assert_array_equal(sound.samples, SOUND)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("request_id", "r"),
+        ("request_id", None),
+        ("final_status", "finished"),
+        ("final_status", None),
+        ("output", IMAGE),
+        ("output", [IMAGE]),
+        ("output", (OutputTextContent(text="t"),)),
+        ("usage", {"input_tokens": 1}),
+    ],
+)
+def test_an_output_is_checked_where_it_is_made(field, value):
+    """A field that cannot travel is an error in the pipeline that makes it, which names the field."""
+    with pytest.raises(InvalidRequest, match=f"`{field}`"):
+        GenerationOutput(**{"request_id": ID, "final_status": GenerationStatus.ACTIVE, "output": [], field: value})
+
+
+def test_a_status_may_be_given_as_its_value():
+    """As everywhere where the enum is meant."""
+    output = GenerationOutput(request_id=ID, final_status="maximum_length", output=[])
+    assert output.final_status is GenerationStatus.MAXIMUM_LENGTH
+
+
+@pytest.mark.parametrize("image", [[[1]], "pixels", 5])
+def test_pixels_are_an_array(image):
+    """Anything else is an error that names the field."""
+    with pytest.raises(InvalidRequest, match="`image`"):
+        OutputImageContent(image=image)
+
+
 @pytest.mark.parametrize("status", list(GenerationStatus))
 def test_done_follows_the_status(status):
     """An output ends its request unless it is active."""

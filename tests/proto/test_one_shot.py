@@ -8,7 +8,7 @@ import pytest
 from tensoryard.errors import InvalidRequest, PoolExhausted, WrongTask
 from tensoryard.proto.audio import AudioGenerationRequest
 from tensoryard.proto.context import BaseContext, GenerationStatus
-from tensoryard.proto.embeddings import EmbeddingsContext, EmbeddingsRequest
+from tensoryard.proto.embeddings import EmbeddingsRequest
 from tensoryard.proto.one_shot import AudioContext, EmbeddingsRequestContext, OneShotContext, PixelContext, new_context
 from tensoryard.proto.pixels import PixelGenerationRequest
 from tensoryard.proto.request import RequestID
@@ -23,8 +23,13 @@ REQUESTS = [
 ]
 
 
-def context_of(request, options=None, allocate=np.empty):
-    return new_context(request, options=options, allocate=allocate)
+def context_of(request, options=None, allocate=np.empty, **how):
+    return new_context(request, options=options, allocate=allocate, **how)
+
+
+def letters(text):
+    """A tokenizer: the code of each letter."""
+    return [ord(letter) for letter in text]
 
 
 def embeddings_of(value):
@@ -87,20 +92,61 @@ def test_embeddings_input_lies_in_one_place():
 
 
 def test_tokens_of_an_embeddings_request():
-    """The first list of ids is there as a TokenBuffer, and then the context fits EmbeddingsContext."""
+    """The first list of ids is there as a TokenBuffer that keeps its state."""
     context = embeddings_of([[5, 6], [7]])
     assert context.tokens.all.tolist() == [5, 6]
-    assert isinstance(context, EmbeddingsContext)
+    context.tokens.skip_processing(1)
+    assert context.tokens.processed_length == 1
 
 
-@pytest.mark.parametrize("value", ["a", ["a", "b"], ARRAY])
-def test_a_request_without_tokens(value):
-    """Asking for tokens that are not there is the caller's error, and asking for the protocol is no error."""
-    context = embeddings_of(value)
-    with pytest.raises(InvalidRequest, match="token ids"):
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        (EmbeddingsRequest(model="m", input="abc"), "abc"),
+        (EmbeddingsRequest(model="m", input=["abc", "d"]), "abc"),
+        (EmbeddingsRequest(model="m", input=[97, 98]), "ab"),
+        (PixelGenerationRequest(model="m", prompt="a cat"), "a cat"),
+        (AudioGenerationRequest(model="m", input="hello"), "hello"),
+        (AudioGenerationRequest(model="m", input="hello", prompt=[97]), "a"),
+    ],
+)
+def test_the_pipelines_tokenizer_makes_tokens(request_, expected):
+    """Of texts, once, and only when asked for; ids that the request gives are taken as they are."""
+    asked = []
+    context = context_of(request_, tokenize=lambda text: asked.append(text) or np.array(letters(text)))
+    assert asked == []
+    assert context.tokens.all.tolist() == letters(expected)
+    assert context.tokens is context.tokens
+    assert len(asked) <= 1
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        EmbeddingsRequest(model="m", input="a"),
+        EmbeddingsRequest(model="m", input=["a", "b"]),
+        EmbeddingsRequest(model="m", input=ARRAY),
+        PixelGenerationRequest(model="m", prompt="a"),
+        AudioGenerationRequest(model="m", input="a"),
+    ],
+)
+def test_a_request_without_tokens(request_):
+    """Asking for tokens that nobody can make is the caller's error, which names the request."""
+    context = context_of(request_)
+    with pytest.raises(InvalidRequest, match=f"{request_.request_id} has no token ids"):
         _ = context.tokens
     assert not hasattr(context, "tokens")
-    isinstance(context, EmbeddingsContext)  # reads the property on Python 3.11
+
+
+def test_nothing_to_tokenize():
+    """Neither arrays nor an empty prompt become tokens, whatever the tokenizer."""
+    for request in (
+        EmbeddingsRequest(model="m", input=ARRAY),
+        PixelGenerationRequest(model="m", images=[ARRAY]),
+        AudioGenerationRequest(model="m", prompt=[]),
+    ):
+        with pytest.raises(InvalidRequest, match="no token ids"):
+            _ = context_of(request, tokenize=letters).tokens
 
 
 def test_pixels():
@@ -132,6 +178,47 @@ def test_pixels():
         "seed",
     ):
         assert getattr(context, name) == getattr(request, name), name
+
+
+def pixels_of(**fields):
+    return context_of(PixelGenerationRequest(**{"request_id": ID, "model": "m", "prompt": "a", **fields}))
+
+
+def test_sizes_left_open():
+    """Sizes and steps are numbers even where the caller said nothing; the request tells what was said."""
+    context = pixels_of(width=64)
+    assert (context.height, context.width, context.num_inference_steps) == (1024, 64, 50)
+    assert (context.request.height, context.request.width, context.request.num_inference_steps) == (None, 64, None)
+
+
+def test_latents():
+    """Normal noise for each image, of the size that autoencoders make of the pixels; drawn once."""
+    context = pixels_of(height=64, width=100, num_images_per_prompt=3)
+    assert (context.latents.shape, context.latents.dtype) == ((3, 4, 8, 13), np.float32)
+    assert context.latents is context.latents
+    assert abs(context.latents.mean()) < 0.2
+    assert 0.8 < context.latents.std() < 1.2
+    context.latents = ARRAY
+    assert context.latents is ARRAY
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**64 - 1, 10**30])
+def test_noise_follows_the_seed(seed):
+    """The same seed, or without one the same request, gives the same noise on every worker; others give other noise."""
+    shape = (2, 16, 4, 4)
+    by_seed = [pixels_of(request_id=RequestID(name), seed=seed).noise(shape) for name in "ab"]
+    np.testing.assert_array_equal(*by_seed)
+    by_id = [pixels_of(request_id=RequestID(name)).noise(shape) for name in "aab"]
+    np.testing.assert_array_equal(*by_id[:2])
+    assert not np.array_equal(*by_id[1:])
+    assert not np.array_equal(by_seed[0], pixels_of(seed=1).noise(shape))
+
+
+def test_latents_have_a_bound():
+    """A caller's sizes cannot take the worker's memory."""
+    for fields in ({"height": 2**40}, {"width": 2**40, "height": 2**40}, {"num_images_per_prompt": 10**6}):
+        with pytest.raises(InvalidRequest, match="latents of shape"):
+            _ = pixels_of(**fields).latents
 
 
 def test_audio():

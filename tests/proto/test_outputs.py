@@ -1,4 +1,4 @@
-"""The table of what goes with a task, which codec, worker and client share."""
+"""The table of what goes with a task, which decoders, worker and client share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from tensoryard.proto import outputs
 from tensoryard.proto.audio import (
     AudioGenerationInputs,
     AudioGenerationMetadata,
@@ -15,10 +16,11 @@ from tensoryard.proto.audio import (
 from tensoryard.proto.context import GenerationStatus
 from tensoryard.proto.embeddings import EmbeddingsGenerationInputs, EmbeddingsGenerationOutput, EmbeddingsRequest
 from tensoryard.proto.generation import GenerationOutput
-from tensoryard.proto.outputs import batch_inputs, merge_outputs, served_tasks, task_of, task_types
+from tensoryard.proto.outputs import TaskTypes, batch_inputs, merge_outputs, served_tasks, task_of, task_types
 from tensoryard.proto.pipeline import PipelineInputs, PipelineTask
 from tensoryard.proto.pixels import PixelGenerationInputs, PixelGenerationRequest
 from tensoryard.proto.request import Request, RequestID
+from tensoryard.proto.scheduler_result import SchedulerResult
 from tensoryard.proto.text_output import TextGenerationOutput
 from tensoryard.proto.text_request import TextGenerationRequest
 
@@ -43,7 +45,6 @@ ONE_SHOT = [
     ),
 ]
 UNSERVED = [task for task in PipelineTask if task.value not in served_tasks()]
-UNTYPED = [PipelineTask.SPEECH_TOKEN_GENERATION, PipelineTask.UNDEFINED]
 
 
 @pytest.mark.parametrize(("request_", "task", "output", "_inputs"), ONE_SHOT)
@@ -63,11 +64,41 @@ def test_every_served_task_has_types(task):
     assert isinstance(vars(types.output).get("is_done"), property)
 
 
-@pytest.mark.parametrize("task", UNTYPED, ids=lambda task: task.value)
-def test_tasks_without_types(task):
-    """A task without types is an error that lists those that have them; UNDEFINED is never one."""
-    with pytest.raises(ValueError, match=f"{task.value}.*embeddings_generation"):
-        task_types(task)
+def test_a_task_without_types():
+    """UNDEFINED has none: an error lists the tasks that do."""
+    for ask in (task_types, lambda task: task.output_type):
+        with pytest.raises(ValueError, match=r"undefined.*embeddings_generation"):
+            ask(PipelineTask.UNDEFINED)
+
+
+@pytest.mark.parametrize(
+    ("task", "output"),
+    [
+        (PipelineTask.TEXT_GENERATION, TextGenerationOutput),
+        (PipelineTask.SPEECH_TOKEN_GENERATION, TextGenerationOutput),
+        (PipelineTask.EMBEDDINGS_GENERATION, EmbeddingsGenerationOutput),
+        (PipelineTask.AUDIO_GENERATION, AudioGenerationOutput),
+        (PipelineTask.PIXEL_GENERATION, GenerationOutput),
+    ],
+)
+def test_a_task_knows_what_its_steps_decode_to(task, output):
+    """The decoder's type follows from the table: results by RequestID, each with the task's output."""
+    assert task.output_type == dict[RequestID, SchedulerResult[output]]
+    assert task_types(task).output is output
+
+
+def test_there_is_one_table(monkeypatch):
+    """A change in the table is seen by everything that asks what a task answers."""
+    changed = {**outputs._TYPES, PipelineTask.PIXEL_GENERATION: TaskTypes(PixelGenerationRequest, TextGenerationOutput)}
+    monkeypatch.setattr(outputs, "_TYPES", changed)
+    assert task_types(PipelineTask.PIXEL_GENERATION).output is TextGenerationOutput
+    assert PipelineTask.PIXEL_GENERATION.output_type == dict[RequestID, SchedulerResult[TextGenerationOutput]]
+
+
+def test_a_request_of_two_tasks_asks_for_the_first():
+    """Speech tokens are asked for by naming the task: the request by itself asks for sound."""
+    assert task_types(PipelineTask.SPEECH_TOKEN_GENERATION).request is AudioGenerationRequest
+    assert task_of(AudioGenerationRequest(model="m", input="a")) is PipelineTask.AUDIO_GENERATION
 
 
 @pytest.mark.parametrize("task", UNSERVED, ids=lambda task: task.value)

@@ -62,7 +62,15 @@ def test_empty_span():
 
 @pytest.mark.parametrize(
     "ranges",
-    [((3, 1), (1, 1)), ((0, 4), (3, 2)), ((1, 4), (0, 2)), ((0, 4), (2, 5)), ((-2, 3), (0, 1)), ((0, 4), (1, 2, 3))],
+    [
+        ((3, 1), (1, 1)),
+        ((0, 4), (3, 2)),
+        ((1, 4), (0, 2)),
+        ((0, 4), (2, 5)),
+        ((-2, 3), (0, 1)),
+        ((0, 4), (1, 2, 3)),
+        ((0.0, 4), (1, 2)),
+    ],
 )
 def test_weakness_36_spans_are_checked_without_assert(ranges):
     """Crossed, negative or unnested ranges raise, under -O too."""

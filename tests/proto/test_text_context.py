@@ -37,12 +37,22 @@ from .text_samples import ACTIVE, CANCELLED, END, FULL, Matcher, context_of, pro
         {"first_generated": 5},
         {"undelivered": (3, 4)},
         {"undelivered": (4, 5)},
+        {"max_length": None},
+        {"max_length": 9.5},
+        {"request_id": "r"},
+        {"target_endpoint": 5},
     ],
 )
 def test_contexts_that_are_wrong(fields):
     """A prompt that does not fit, a bad endpoint, an impossible state."""
     with pytest.raises(InvalidRequest):
         context_of(**fields)
+
+
+def test_tokens_are_a_buffer():
+    """A list of ids is none."""
+    with pytest.raises(InvalidRequest, match="`tokens`"):
+        TextContext(tokens=[1, 2], max_length=9)
 
 
 @pytest.mark.parametrize("endpoint", ["tcp://host:5", "ipc:///tmp/x", None])

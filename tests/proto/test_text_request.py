@@ -45,6 +45,7 @@ def test_token_prompts_become_lists_of_ints():
 @pytest.mark.parametrize(
     "fields",
     [
+        {"request_id": "r"},
         {"model_name": ""},
         {"prompt": 5},
         {"prompt": [1.5]},
@@ -60,6 +61,22 @@ def test_token_prompts_become_lists_of_ints():
         {"messages": [{"content": "no role"}]},
         {"messages": [{"role": "developer", "content": "x"}]},
         {"logprobs": -1},
+        {"logprobs": 1.5},
+        {"logprobs": True},
+        {"logprobs": None},
+        {"timestamp_ns": None},
+        {"timestamp_ns": "now"},
+        {"request_path": None},
+        {"request_path": b"/"},
+        {"echo": 1},
+        {"tools": "add"},
+        {"tools": ["add"]},
+        {"chat_template_options": [1]},
+        {"chat_template_options": {1: 2}},
+        {"target_endpoint": 5},
+        {"dkv_cache_hint": "hint"},
+        {"cache_salt": 5},
+        {"max_decoded_bytes": 0.5},
         {"max_decoded_bytes": -1},
         {"sampling_params": {"top_k": 1}},
         {"cache_salt": "x" * 513},
@@ -92,11 +109,25 @@ def test_an_empty_prompt_beside_messages():
 
 def test_lists_are_the_requests_own():
     """The caller's later changes are not seen."""
-    messages, images = [{"role": "user", "content": [{"type": "image"}]}], [b"1"]
-    request = request_of(messages=messages, images=images)
-    messages.clear()
-    images.clear()
-    assert (len(request.messages), request.images) == (1, [b"1"])
+    messages, images, tools = [{"role": "user", "content": [{"type": "image"}]}], [b"1"], [{"type": "function"}]
+    request = request_of(messages=messages, images=images, tools=tools)
+    for given in (messages, images, tools):
+        given.clear()
+    assert (len(request.messages), request.images, request.tools) == (1, [b"1"], [{"type": "function"}])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("request_id", "r"), ("model_name", 5), ("logprobs", "3"), ("echo", "yes"), ("tools", 5)]
+)
+def test_a_wrong_field_is_named(field, value):
+    """The error says which."""
+    with pytest.raises(InvalidRequest, match=f"`{field}`"):
+        request_of(**{field: value})
+
+
+def test_numpy_numbers_will_do():
+    """A count may be numpy's; it arrives as Python's."""
+    assert travelled(request_of(prompt="x", logprobs=np.int64(3), timestamp_ns=np.uint64(2**63))).logprobs == 3
 
 
 def test_response_format_from_a_dict():

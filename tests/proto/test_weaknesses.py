@@ -1,7 +1,8 @@
 """The 48 known weaknesses of the interface that the contracts follow, none of which ours may have.
 
 Each has at least one test named `test_weakness_NN_...` somewhere under tests/; those that concern one module stand with
-the tests of that module, the rest here. `HELD_BY`, `NOT_OURS` and `PARTS` are the index of the others; a test keeps it.
+the tests of that module, the rest here. `ALSO` names tests that hold a part of one under another name, `PARTS` what no
+test holds yet, and why. Tests keep this index.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import pytest
 
 import tensoryard.proto as proto
+from tensoryard import errors
 from tensoryard.errors import (
     DecodeError,
     InvalidRequest,
@@ -39,28 +41,48 @@ from tensoryard.errors import (
 from tensoryard.links.zeromq import ZmqHub, ZmqPeer
 from tensoryard.proto import wire
 from tensoryard.proto.codec import SHARED, decode_body, encode_body
+from tensoryard.proto.one_shot import OneShotContext
 from tensoryard.proto.open_responses_body import OpenResponsesRequestBody
+from tensoryard.settings import Settings
 from tensoryard.shm import Pool, Reader, os_memory
+from tensoryard.workers.batcher import Batcher, Work
+from tensoryard.workers.engine import Engine
+from tensoryard.workers.inbox import Inbox
 
 TESTS = Path(__file__).resolve().parents[1]
 NUMBERS = range(1, 49)
 ARRAY = np.arange(1 << 16, dtype=np.float32)
 
-#: Weaknesses that tests of another name hold, which say the same in the words of their own module.
-HELD_BY = {
+#: Tests of another name that hold a part of a weakness, in the words of their own module.
+ALSO = {
+    10: (
+        ("proto/test_codec.py", "test_w_24_garbage_is_a_decode_error"),
+        ("proto/test_codec.py", "test_w_25_claimed_sizes_are_checked_before_memory_is_taken"),
+        ("proto/test_codec.py", "test_w_26_declared_dtypes_and_dimensions_are_checked"),
+    ),
+    11: (("proto/test_codec.py", "test_w_28_forged_handles_are_decode_errors"),),
+    15: (("client/test_connection.py", "test_the_caller_may_go_on_writing_to_its_arrays"),),
+    21: (("proto/test_eos.py", "test_may_end_settles_most_tokens"),),
+    31: (("proto/test_eos.py", "test_text_agrees_with_a_search_of_everything"),),
+    34: (("proto/test_sampling.py", "test_refuses"), ("proto/test_sampling.py", "test_arrival_is_checked")),
+    36: (("proto/test_text_context.py", "test_refused_token_turns_the_grammar_off"),),
+    39: (("proto/test_audio.py", "test_an_input_or_a_prompt_is_needed"),),
+    40: (("proto/test_audio.py", "test_metadata_keep_zeros"),),
+    44: (
+        ("proto/test_tool_parsers.py", "test_any_text_in_any_pieces_gives_the_same"),
+        ("proto/test_reasoning_parsers.py", "test_work_is_linear"),
+    ),
+    46: (("proto/test_reasoning_parsers.py", "test_any_chunks_give_the_same"),),
     48: (
         ("cluster/test_bad_input.py", "test_one_bad_item_fails_alone"),
         ("cluster/test_faults.py", "test_cancel_while_it_runs_and_while_it_waits"),
     ),
 }
 
-#: Weaknesses of code that there is nothing like in ours, and why.
-NOT_OURS: dict[int, str] = {}
-
 #: Parts of a weakness that no test of its number holds, and why.
 PARTS = {
-    15: "buffers of `msgpack_numpy_oob_encoder` are views of the arrays, as its docstring says; the worker copies them "
-    "before they wait for a socket, a client outside the host does not yet",
+    15: "the buffers of `msgpack_numpy_oob_encoder` itself are views of the arrays, as its docstring says; client and "
+    "worker copy them before they wait for a socket",
     47: "no worker serves LoRA operations yet, so there are no replies to mismatch and no list to drift; a reply is "
     "matched by RequestID like any other",
 }
@@ -89,21 +111,21 @@ def numbered():
     return found
 
 
-def test_every_weakness_is_accounted_for():
-    """Each of the 48 has a test named after it, or is held by a test that is named here, or has a reason here."""
+def test_every_weakness_has_a_test_of_its_number():
+    """Each of the 48 has at least one, which says what it claims; what is left over of one has a reason."""
     found = numbered()
-    accounted = {*found, *HELD_BY, *NOT_OURS}
-    assert sorted(accounted) == list(NUMBERS)
-    assert not {*HELD_BY, *NOT_OURS} & set(found), "the index is out of date: these have tests of their own now"
-    assert all(len(reason) > 20 for reason in (*NOT_OURS.values(), *PARTS.values()))
-    assert set(PARTS) <= set(found), "a part of a weakness is left over only where the rest has a test"
+    assert sorted(found) == list(NUMBERS)
+    for entries in found.values():
+        assert all(named_in(TESTS / file)[name] for file, name in entries), entries
+    assert set(PARTS) <= set(found)
+    assert all(len(reason) > 20 for reason in PARTS.values())
 
 
-def test_the_index_names_tests_that_are_there():
-    """What is said to hold a weakness exists, and says what it claims."""
-    for entries in HELD_BY.values():
-        for file, name in entries:
-            assert named_in(TESTS / file).get(name), f"{file} has no {name} with a docstring"
+@pytest.mark.parametrize(("number", "file", "name"), [(n, *entry) for n, entries in ALSO.items() for entry in entries])
+def test_the_index_names_tests_that_are_there(number, file, name):
+    """What is said to hold a part of a weakness exists, and says what it claims."""
+    assert number in NUMBERS
+    assert named_in(TESTS / file).get(name), f"{file} has no {name} with a docstring"
 
 
 def test_numbers_are_well_formed():
@@ -563,7 +585,68 @@ def received(end):
     return message
 
 
+@pytest.mark.parametrize(
+    "make", [ARRAY.copy, lambda: ARRAY.copy()[::2], lambda: np.asfortranarray(ARRAY.reshape(256, 256))]
+)
+def test_weakness_15_a_sender_can_own_its_buffers(make):
+    """Then a message that waits for a socket does not change with the array; nothing is copied twice."""
+    source = make()
+    encoded = encode_body(source, out_of_band=True)
+    assert encoded.copies == (not source.flags.c_contiguous)
+    for _ in range(2):
+        encoded.own_buffers()
+        assert encoded.copies == 1
+    expected = source.copy()
+    source[:] = -1
+    np.testing.assert_array_equal(decode_body(encoded.frames, np.ndarray), expected)
+
+
 # -- requests ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_weakness_36_no_check_is_an_assertion():
+    """With assertions switched off (`python -O`) everything that is refused with them is refused."""
+    child = subprocess.run(
+        [sys.executable, "-O", "-c", textwrap.dedent(REFUSED)], capture_output=True, text=True, check=False
+    )
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.split() == ["refused"] * REFUSED.count("lambda")
+
+
+#: What must be refused, each by a ValueError; a line of output for each.
+REFUSED = """
+    import numpy as np
+    import tensoryard.proto as proto
+    from tensoryard.proto.codec import decode_body
+
+    assert False, "assertions are switched off here"
+
+    def buffer():
+        return proto.TokenBuffer(np.arange(4))
+
+    for act in (
+        lambda: proto.ReasoningSpan((3, 1), (1, 1)),
+        lambda: proto.ReasoningSpan((0, 4), (2, 5)),
+        lambda: proto.Range(3, 1),
+        lambda: proto.TokenBuffer(np.zeros((2, 2), np.int64)),
+        lambda: buffer().chunk(9),
+        lambda: buffer().advance_with_token(-1),
+        lambda: proto.TextContext(tokens=buffer(), max_length=2),
+        lambda: proto.TextContext(tokens=buffer(), max_length=9).realize_future_token(3),
+        lambda: proto.ImageMetadata(start_idx=3, end_idx=1, pixel_values=np.zeros(2)),
+        lambda: proto.LogProbabilities([1.0], []),
+        lambda: proto.SamplingParams(temperature=float("nan")),
+        lambda: proto.EOSTracker(eos_sequences=[[]]),
+        lambda: proto.TextGenerationRequest(model_name="m", images=[b""]),
+        lambda: proto.RequestID(""),
+        lambda: decode_body([b"\\xc1"], np.ndarray),
+    ):
+        try:
+            act()
+        except ValueError:
+            print("refused")
+"""
 
 
 @pytest.mark.parametrize("value", [5, b"r", "", "x" * 129, "two\nlines", None.__class__])
@@ -596,6 +679,79 @@ def test_weakness_38_no_client_can_be_the_dummy():
     """The id of synthetic work is refused from the wire."""
     with pytest.raises(DecodeError, match="kept"):
         decode_body([msgpack.packb(proto.DUMMY_REQUEST_ID.value)], proto.RequestID)
+
+
+# -- queues and schedulers --------------------------------------------------------------------------------------------
+
+
+def work_of(name):
+    """A request as the scheduler holds it."""
+    context = OneShotContext(request_id=proto.RequestID(name), model_name="m")
+    return Work(name, 1, context, arrived=0.0)
+
+
+class Looked(Batcher):
+    """Counts how often the inbox asks for a batch."""
+
+    asked = 0
+
+    def next_batch(self, *args):
+        self.asked += 1
+        return super().next_batch(*args)
+
+
+def test_weakness_48_who_waits_is_woken(eventually):
+    """A worker without work looks once and sleeps until something comes; it does not look every millisecond."""
+    batcher = Looked(max_batch_size=4, max_wait_s=0.0)
+    inbox, batches = Inbox(batcher), []
+    waiting = threading.Thread(target=lambda: batches.append(inbox.next_batch()), daemon=True)
+    waiting.start()
+    eventually(lambda: inbox._changed._waiters, "the worker waits")
+    assert batcher.asked == 1
+    inbox.put(work_of("a"))
+    waiting.join(60)
+    assert [work.request_id for work in batches[0]] == ["a"]
+    assert batcher.asked == 2
+
+
+class Forgetful(proto.Pipeline):
+    """Answers every request but the one named `lost`."""
+
+    max_batch_size = 4
+
+    def execute(self, inputs):
+        answered = [request_id for request_id in inputs.batch if str(request_id) != "lost"]
+        return {request_id: proto.EmbeddingsGenerationOutput(np.zeros((1, 2))) for request_id in answered}
+
+    def release(self, request_id):
+        pass
+
+
+def test_weakness_48_every_request_is_answered(pool):
+    """Of a batch, also the one that was cancelled and the one that the pipeline's answer lacks, each by what it was."""
+    inbox, answers = Inbox(Batcher(max_batch_size=4, max_wait_s=0.0)), []
+    for name in ("fine", "gone", "lost", "unwanted"):
+        inbox.put(work_of(name))
+    assert inbox.cancel("gone", 1).request_id == "gone"
+    unwanted = next(work for work in inbox.held() if work.request_id == "unwanted")
+    unwanted.context.status = proto.GenerationStatus.CANCELLED
+    inbox.drain()
+    Engine(
+        pipeline=Forgetful(),
+        task=proto.PipelineTask.EMBEDDINGS_GENERATION,
+        inbox=inbox,
+        pool=pool,
+        send=answers.extend,
+        limits=Settings(),
+        settings=Settings(),
+        worker="w",
+    ).run()
+    said = {output.request_id: (output.done, output.code) for output, _, _ in answers}
+    assert said == {
+        "fine": (True, ""),
+        "lost": (False, errors.PipelineError.code),
+        "unwanted": (False, errors.RequestCancelled.code),
+    }
 
 
 def test_the_tests_of_memory_look_at_the_right_module():

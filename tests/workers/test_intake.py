@@ -115,6 +115,16 @@ def test_a_request_becomes_work(desk, pool):
         work.context.allocate(8 << 20, np.uint8)
 
 
+def test_the_pipelines_tokenizer_makes_tokens(desk):
+    """A pipeline that tokenizes gives contexts their tokens; without one they have none."""
+    desk.take(embed_request("a", ["x"]))
+    desk.pipeline.tokenize = lambda text: [ord(letter) for letter in text]
+    desk.take(embed_request("b", ["xy"]))
+    contexts = {work.request_id: work.context for work in desk.batch().values()}
+    assert contexts["b"].tokens.all.tolist() == [120, 121]
+    assert not hasattr(contexts["a"], "tokens")
+
+
 def test_arrays_are_views_of_the_clients_memory(desk, client_pool):
     """A handle becomes a read-only view without a copy: what the client writes later is seen."""
     shared = client_pool.empty(LARGE.shape)

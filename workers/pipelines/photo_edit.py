@@ -120,7 +120,7 @@ class PhotoEditor(Pipeline[PixelGenerationInputs[PixelContext], GenerationOutput
         if context.num_images_per_prompt != 1:
             raise InvalidRequest("an edit gives one image per input: `num_images_per_prompt` must be 1")
         options: Any = context.options
-        operations = _with_size(options.operations, context.height, context.width)
+        operations = _with_size(options.operations, context.request.height, context.request.width)
         results = []
         for image in context.arrays:
             if context.cancelled:
