@@ -744,6 +744,7 @@ def test_weakness_48_every_request_is_answered(pool):
         send=answers.extend,
         limits=Settings(),
         settings=Settings(),
+        threshold_bytes=1 << 16,
         worker="w",
     ).run()
     said = {output.request_id: (output.done, output.code) for output, _, _ in answers}
