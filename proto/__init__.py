@@ -75,7 +75,7 @@ from .request import DUMMY_REQUEST_ID, Request, RequestID, RequestType
 from .sampling import SamplingParams, SamplingParamsGenerationConfigDefaults, SamplingParamsInput
 from .scheduler_result import SchedulerResult
 from .status import ClusterStatus, ModelStatus, WorkerStatus
-from .text_batch import BatchType, TextGenerationInputs
+from .text_batch import BatchType, CompletedBatchStats, TextGenerationInputs
 from .text_context import TextContext
 from .text_messages import (
     ImageContentPart,
@@ -126,6 +126,7 @@ __all__ = [
     "BatchProcessorInputs",
     "BatchType",
     "ClusterStatus",
+    "CompletedBatchStats",
     "Deployment",
     "EOSTracker",
     "EmbeddingsContext",

@@ -1,6 +1,8 @@
 """Audio: the request, the batch input and the streamed output of `PipelineTask.AUDIO_GENERATION`.
 
 The context a pipeline receives for each request is `AudioContext` in `one_shot.py`.
+
+Source: `max.interfaces.pipeline_variants.audio_generation` (26.3).
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 An array travels inline, out-of-band (a frame of its own) or as a handle into shared memory; which one is a
 `Placement`'s choice. Envelopes are `wire.py`'s business. Because arrays are extension types, no dictionary that a
 caller sends can pass for one.
+
+Source: `max.interfaces.utils.serialization` (26.3), `max.pipelines.modeling.types.utils` (26.7).
 """
 
 from __future__ import annotations

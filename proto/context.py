@@ -1,6 +1,8 @@
 """The state of one request inside a worker: its status and the protocol that every context satisfies.
 
 The contexts that the one-shot pipelines receive are in `one_shot.py`; token state is in `tokens.py`.
+
+Source: `max.interfaces.context` and `.status` (26.3), `max.pipelines.context` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Embeddings: the request, the batch input and the output of `PipelineTask.EMBEDDINGS_GENERATION`.
 
 The context a pipeline receives for each request is `EmbeddingsRequestContext` in `one_shot.py`.
+
+Source: `max.interfaces.pipeline_variants.embeddings_generation` (26.3), its like under `max.pipelines` (26.7).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Contexts (`text_context.py`) ask after each token and each decoded piece of text; this module knows neither statuses nor
 length limits.
+
+Source: `max.interfaces.eos_tracking` (26.3), `max.pipelines.context.eos_tracking` (26.7).
 """
 
 from __future__ import annotations

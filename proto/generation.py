@@ -2,6 +2,8 @@
 
 Arrays in a content part travel like any other: by shared-memory handle when large. `open_responses_media.py` encodes
 them for people's programs.
+
+Source: `max.interfaces.generation` (26.3), `max.pipelines.context.outputs` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Logit processors: functions that change a step's logits in place before a token is sampled.
 
 They are named in `SamplingParams.logits_processors` or belong to a pipeline, run inside the worker, and never travel.
+
+Source: `max.interfaces.logit_processors_type` (26.3), `max.pipelines.context.logit_processors_type` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """LoRA adapters: what may be asked of a model's worker, and what it answers.
 
 Both travel in messages of `wire.py`, matched by RequestID and never by order of arrival.
+
+Source: `max.interfaces.lora` (26.3), `max.pipelines.lora.lora_types` (26.7).
 """
 
 from __future__ import annotations

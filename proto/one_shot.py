@@ -141,11 +141,11 @@ class PixelContext(OneShotContext):
         self.request = request
         self.prompt = request.prompt
         self.negative_prompt = request.negative_prompt
-        self.height: int = request.height or DEFAULT_HEIGHT
-        self.width: int = request.width or DEFAULT_WIDTH
-        self.num_inference_steps: int = request.num_inference_steps or DEFAULT_INFERENCE_STEPS
-        self.guidance_scale = request.guidance_scale
-        self.num_images_per_prompt = request.num_images_per_prompt
+        self.height = int(request.height or DEFAULT_HEIGHT)
+        self.width = int(request.width or DEFAULT_WIDTH)
+        self.num_inference_steps = int(request.num_inference_steps or DEFAULT_INFERENCE_STEPS)
+        self.guidance_scale = float(request.guidance_scale)
+        self.num_images_per_prompt = int(request.num_images_per_prompt)
         self.seed = request.seed
 
     def _token_source(self) -> str | Sequence[int] | None:
@@ -168,7 +168,7 @@ class PixelContext(OneShotContext):
 
         Without a seed it is the RequestID's, so that a second attempt on another worker makes the same images.
         """
-        seed = list(str(self.request_id).encode()) if self.seed is None else self.seed % (1 << 64)
+        seed = list(str(self.request_id).encode()) if self.seed is None else int(self.seed) % (1 << 64)
         return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 

@@ -2,6 +2,8 @@
 
 The HTTP gateway makes these; `open_responses_convert.py` turns them into requests of ours. Nothing here opens a
 connection.
+
+Source: `max.interfaces.request.open_responses` (26.3), `max.pipelines.request` (26.7).
 """
 
 from __future__ import annotations

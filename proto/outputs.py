@@ -85,10 +85,15 @@ def _named(tasks: dict[PipelineTask, Any]) -> list[str]:
 
 
 def merge_outputs(outputs: Sequence[Any]) -> Any:
-    """One output for a whole stream: audio chunks joined end to end, of anything else the last. ValueError for none."""
+    """One output for a whole stream: tokens in order, audio chunks end to end, of anything else the last.
+
+    ValueError for none.
+    """
     if not outputs:
         raise ValueError("a stream without outputs cannot be merged")
     last = outputs[-1]
+    if isinstance(last, TextGenerationOutput):
+        return TextGenerationOutput.merge(list(outputs))
     if len(outputs) == 1 or not isinstance(last, AudioGenerationOutput):
         return last
     # A chunk without samples, often the last, need not say how many channels there are.

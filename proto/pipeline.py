@@ -2,6 +2,8 @@
 
 The concrete inputs and outputs live beside their task (`embeddings.py`, `pixels.py`, `audio.py`); the worker runtime
 calls pipelines and knows nothing more about them than this module says.
+
+Source: `max.interfaces.pipeline`, `.task` and `.tokenizer` (26.3), `max.pipelines.modeling.types` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Pixels: the request and the batch input of `PipelineTask.PIXEL_GENERATION`, images in and images out.
 
 The answer is a `GenerationOutput` (`generation.py`); a pipeline receives a `PixelContext` per request (`one_shot.py`).
+
+Source: `max.interfaces.pipeline_variants.pixel_generation` (26.3), its like under `max.pipelines` (26.7).
 """
 
 from __future__ import annotations

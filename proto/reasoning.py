@@ -1,6 +1,8 @@
 """Reasoning: telling a model's thinking apart from its answer, chunk by chunk, on token ids.
 
 Parsers of concrete models implement `ReasoningParser`; who calls them keeps the flag between chunks.
+
+Source: `max.interfaces.reasoning` (26.3), `max.pipelines.modeling.types.reasoning` (26.7).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The envelopes (`wire.py`) carry the id as a plain string; the request types of each task (`embeddings.py`, `pixels.py`,
 `audio.py`) carry a `RequestID`.
+
+Source: `max.interfaces.request.base` (26.3), `max.pipelines.request.base` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """How the next token is chosen: what a caller may ask, what a model's files propose, and the two merged and checked.
 
 Requests (`text_request.py`, `audio.py`) carry a `SamplingParams`; pipelines read it and need not check anything again.
+
+Source: `max.interfaces.context` (26.3), `max.pipelines.context.sampling_params` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The batch that a text pipeline runs in one step, and the figures about it that are counted once.
 
 Contexts are in `text_context.py`; schedulers make batches of them.
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), its like under `max.pipelines.modeling.types` (26.7).
 """
 
 from __future__ import annotations
@@ -80,6 +82,48 @@ class TextGenerationInputs(PipelineInputs, Generic[TextGenerationContextType]):
     def batch_echo(self) -> list[bool]:
         """For each context whether to report on its prompt."""
         return [context.log_probabilities_echo for context in self.flat_batch]
+
+
+@dataclass
+class CompletedBatchStats:
+    """What one batch did, told when its last output is there; for logs and metrics.
+
+    `batch_size`: contexts, padding not counted. `num_input_tokens`: active tokens that it worked on;
+    `num_context_tokens`: those processed before. `execution_time_s`: seconds from its start to its outputs.
+    `num_output_tokens`: tokens committed, None when not known. Of speculative decoding: drafts made and accepted, how
+    many were accepted in a row on average and at most, and the share accepted at each position.
+    `early_sync_duration_s`: seconds of waiting for the device before the end.
+    """
+
+    batch_type: BatchType
+    batch_size: int
+    num_input_tokens: int
+    num_context_tokens: int
+    execution_time_s: float
+    num_output_tokens: int | None = None
+    draft_tokens_generated: int = 0
+    draft_tokens_accepted: int = 0
+    avg_acceptance_length: float = 0.0
+    max_acceptance_length: int = 0
+    acceptance_rate_per_position: list[float] = field(default_factory=list)
+    early_sync_duration_s: float | None = None
+
+    @property
+    def prompt_throughput(self) -> float:
+        """Input tokens per second; 0.0 when the time is not positive."""
+        return self._per_second(self.num_input_tokens)
+
+    @property
+    def generation_throughput(self) -> float:
+        """Output tokens per second; 0.0 when the time is not positive.
+
+        Of a prefill, and where the number is not known, one token per request.
+        """
+        known = self.num_output_tokens if self.batch_type is BatchType.TG else None
+        return self._per_second(self.batch_size if known is None else known)
+
+    def _per_second(self, tokens: int) -> float:
+        return tokens / self.execution_time_s if self.execution_time_s > 0 else 0.0
 
 
 def _is_padding(context: TextGenerationContext) -> bool:

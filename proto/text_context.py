@@ -2,6 +2,8 @@
 
 Tokens are in `tokens.py`, stop rules in `eos.py`, sampling in `sampling.py`; `vision.py` adds images. The workers'
 schedulers drive a `TextContext` one committed token at a time; nothing here knows a model.
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), `max.pipelines.context.context` (26.7).
 """
 
 from __future__ import annotations

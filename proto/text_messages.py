@@ -1,6 +1,8 @@
 """Chat messages: the turns of a conversation, as text or as parts that mark where images and videos belong.
 
 The request that carries them, and the bytes of their media, is in `text_request.py`.
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), its like under `max.pipelines.modeling.types` (26.7).
 """
 
 from __future__ import annotations

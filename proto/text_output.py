@@ -1,6 +1,8 @@
 """The streamed output of `PipelineTask.TEXT_GENERATION`: the tokens that one step, or several, brought.
 
 A context (`text_context.py`) drains into it; clients merge the pieces of one request.
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), `max.pipelines.context.outputs` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What schedulers and pipelines may rely on in the state of a text request, whoever implements it.
 
 `TextContext` (`text_context.py`) is ours; `vision.py` adds images to both.
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), `max.pipelines.context.context` (26.7).
 """
 
 from __future__ import annotations

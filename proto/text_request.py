@@ -1,6 +1,8 @@
 """The request of `PipelineTask.TEXT_GENERATION`: a prompt or messages, media, tools, and how to answer.
 
 Messages are in `text_messages.py`, sampling in `sampling.py`; the worker makes a context of it (`text_context.py`).
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), its like under `max.pipelines.modeling.types` (26.7).
 """
 
 from __future__ import annotations

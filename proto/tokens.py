@@ -2,6 +2,8 @@
 
 Contexts (`text_context.py`, `one_shot.py`) each hold one `TokenBuffer` and decide when a sequence ends; this module
 knows no stop rule and no request. Only `to_wire` and `from_wire` know how a buffer travels: `codec.py` calls them.
+
+Source: `max.interfaces.tokens` and `.log_probabilities` (26.3), `max.pipelines.context` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Tool calls in generated text: what a parser finds, whole or piece by piece.
 
 Parsers of concrete formats implement `ToolParser`; who calls them turns deltas into replies.
+
+Source: `max.interfaces.tool_parsing` (26.3), `max.pipelines.modeling.types.tool_parsing` (26.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Images in a text context: where each lies among the tokens, and which the encoder still has to see.
 
 Adds to `text_context.py` and knows no encoder; `text_messages.py` has the placeholders of a request's messages.
+
+Source: `max.interfaces.pipeline_variants.text_generation` (26.3), `max.pipelines.context` (26.7).
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "contracts.md"
 
 sys.path.append(str(ROOT / "tests" / "proto"))
-import contract_table  # noqa: E402 - they lie beside the tests, which are no package
+import contract_facts  # noqa: E402 - they lie beside the tests, which are no package
+import contract_table  # noqa: E402
 import conversion_table  # noqa: E402
 
 HEAD = """# Contracts
@@ -32,6 +33,12 @@ one (26.3) follows it, and what the newer one (26.7) fixed or widened follows th
 This page is made by `scripts/generate_contracts.py` from `tests/proto/contract_table.py` and
 `tests/proto/conversion_table.py`, which tests hold the code to. Every error is one of `tensoryard.errors`; those for
 wrong input are a `ValueError` too.
+"""
+
+OTHERS = """## Beside them
+
+What `tensoryard.proto` has besides: classes of ours for the protocols, requests of tasks that had none, and parts of
+the above that are needed by name.
 """
 
 CONVERSIONS = """## Open Responses, there and back
@@ -56,14 +63,27 @@ def page() -> str:
     parts = [HEAD]
     for section in contract_table.SECTIONS:
         contracts = [contract for contract in contract_table.CONTRACTS if contract.section == section]
-        parts.append(f"## {section}\n")
+        parts.append(f"## {section}\n\n{_source(section)}\n")
         parts.append("| name | kind | module | what it is |\n|---|---|---|---|")
         parts.extend(_row(contract) for contract in contracts)
         differences = [line for contract in contracts for line in _differences(contract)]
         if differences:
             parts.extend(["\nWhere ours differs:\n", *differences])
         parts.append("")
-    return "\n".join([*parts, *_conversions()])
+    return "\n".join([*parts, *_others(), *_conversions()])
+
+
+def _others() -> list[str]:
+    """The public names beside the contracts."""
+    named = {contract.name for contract in contract_table.CONTRACTS}
+    parts = [OTHERS, "| name | kind | module | what it is |\n|---|---|---|---|"]
+    for name in sorted(set(tensoryard.proto.__all__) - named, key=str.lower):
+        value = getattr(tensoryard.proto, name)
+        kind = contract_facts.facts_of(value)["kind"]
+        module = module_of(name, value).removeprefix("tensoryard.")
+        line = contract_table.OTHER_LINES.get(name) or _first(inspect.getdoc(value) or "")
+        parts.append(f"| `{name}` | {kind} | `{module}` | {line} |")
+    return [*parts, ""]
 
 
 def _conversions() -> list[str]:
@@ -77,21 +97,29 @@ def _conversions() -> list[str]:
     return parts
 
 
+def _source(section: str) -> str:
+    """Where the section is in the reference."""
+    old, new = contract_table.SOURCES[section]
+    before = ", ".join(f"`max.interfaces.{name}`" for name in old)
+    since = ", ".join(f"`max.pipelines.{name}`" for name in new)
+    return f"Source: {before} (26.3); {since} (26.7)."
+
+
 def _row(contract: Any) -> str:
     value = getattr(tensoryard.proto, contract.name)
     kind = contract.ours["kind"]
-    return f"| `{contract.name}` | {kind} | {_module(contract.name, value)} | {_line(contract, value)} |"
+    module = module_of(contract.name, value).removeprefix("tensoryard.")
+    return f"| `{contract.name}` | {kind} | `{module}` | {_line(contract, value)} |"
 
 
-def _module(name: str, value: Any) -> str:
+def module_of(name: str, value: Any) -> str:
     """The module of ours that a name is defined in."""
-    found = getattr(value, "__module__", "")
     if isinstance(value, type) or inspect.isfunction(value):
-        return f"`{found.removeprefix('tensoryard.')}`"
+        return value.__module__
     # Aliases, type variables and constants do not know: the first module, by name, that binds it and imports it not.
     for module_name, module in sorted(sys.modules.items()):
         if module_name.startswith("tensoryard.proto.") and vars(module).get(name) is value and _binds(module, name):
-            return f"`{module_name.removeprefix('tensoryard.')}`"
+            return module_name
     raise LookupError(f"no module of the contracts binds {name}")
 
 
@@ -100,8 +128,12 @@ def _binds(module: Any, name: str) -> bool:
 
 
 def _line(contract: Any, value: Any) -> str:
-    text = contract.line or (inspect.getdoc(value) or "").split("\n\n")[0]
-    return " ".join(text.split()).replace("|", "\\|")
+    return _first(contract.line or inspect.getdoc(value) or "")
+
+
+def _first(text: str) -> str:
+    """The first paragraph of a text, in one line of a table."""
+    return " ".join(text.split("\n\n", maxsplit=1)[0].split()).replace("|", "\\|")
 
 
 def _differences(contract: Any) -> list[str]:

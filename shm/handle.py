@@ -2,6 +2,8 @@
 
 A pool (`pool.py`) makes handles, a reader (`reader.py`) turns them into arrays; the codec of `proto` writes them as an
 extension type, so that no dictionary a caller sends can name a segment.
+
+Source: `max.interfaces.utils.shared_memory` (26.3), `max.pipelines.modeling.types.utils` (26.7).
 """
 
 from __future__ import annotations

@@ -28,6 +28,40 @@ SECTIONS = {
 }
 
 
+#: Where each section is in the reference: modules under `max.interfaces` (26.3) and under `max.pipelines` (26.7).
+SOURCES = {
+    "Pipeline base": (("pipeline", "task", "tokenizer"), ("modeling.types",)),
+    "Text generation": (
+        ("pipeline_variants.text_generation",),
+        ("modeling.types.pipeline_variants.text_generation", "context"),
+    ),
+    "Embeddings": (
+        ("pipeline_variants.embeddings_generation",),
+        ("modeling.types.pipeline_variants.embeddings_generation",),
+    ),
+    "Audio generation": (
+        ("pipeline_variants.audio_generation",),
+        ("modeling.types.pipeline_variants.audio_generation", "context"),
+    ),
+    "Image generation": (
+        ("pipeline_variants.pixel_generation", "pipeline_variants.text_generation"),
+        ("modeling.types.pipeline_variants", "context.tokens"),
+    ),
+    "Reasoning": (("reasoning",), ("modeling.types.reasoning",)),
+    "Tool parsing": (("tool_parsing",), ("modeling.types.tool_parsing",)),
+    "Context and sampling": (("context", "eos_tracking", "generation", "status"), ("context",)),
+    "Requests": (("request.base", "request.open_responses"), ("request",)),
+    "Tokens": (("tokens", "log_probabilities"), ("context.tokens", "context.log_probabilities")),
+    "Logit processors": (("logit_processors_type",), ("context.logit_processors_type",)),
+    "LoRA": (("lora",), ("lora.lora_types",)),
+    "Utilities": (("utils.shared_memory", "utils.serialization"), ("modeling.types.utils",)),
+}
+
+
+#: One line for each public name beside the contracts that no docstring can say it of.
+OTHER_LINES = {"OutputContent": "One part of a `GenerationOutput`."}
+
+
 def facts(text: str) -> dict[str, str]:
     """The facts of a block of lines, each `what: how`."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]

@@ -548,6 +548,17 @@ MESSAGES = {
         outcomes=st.dictionaries(texts, counts, max_size=3),
         models=st.lists(models, max_size=2),
     ),
+    proto.CompletedBatchStats: st.builds(
+        proto.CompletedBatchStats,
+        batch_type=st.sampled_from(proto.BatchType),
+        batch_size=counts,
+        num_input_tokens=counts,
+        num_context_tokens=counts,
+        execution_time_s=reals,
+        num_output_tokens=maybe(counts),
+        acceptance_rate_per_position=st.lists(reals, max_size=3),
+        early_sync_duration_s=maybe(reals),
+    ),
     proto.Deployment: st.builds(
         proto.Deployment,
         model=names,

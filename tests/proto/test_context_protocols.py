@@ -55,7 +55,14 @@ CONTEXTS = {
     "PixelContext of all fields": (
         lambda: one_shot(
             proto.PixelGenerationRequest(
-                model="m", prompt="a", height=64, width=8, num_inference_steps=4, guidance_scale=1, seed=3
+                model="m",
+                prompt="a",
+                height=np.int64(64),
+                width=8,
+                num_inference_steps=np.uint8(4),
+                guidance_scale=1,
+                num_images_per_prompt=np.int32(2),
+                seed=np.uint64(2**63),
             )
         ),
         {PixelGenerationContext, EmbeddingsContext},
@@ -109,10 +116,8 @@ def fits(value, kind):
         return type(value) is np.ndarray and np.issubdtype(value.dtype, typing.get_args(arguments[1])[0])
     if origin is list:
         return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
-    if kind is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if kind in (float, int):
+        return type(value) is kind
     return isinstance(value, kind)
 
 

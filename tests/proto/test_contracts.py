@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
+import sys
 import typing
 from collections import Counter
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import tensoryard.proto as proto
 
 from .contract_facts import facts_of
-from .contract_table import CONTRACTS, SECTIONS, Contract, Differs, facts
+from .contract_table import CONTRACTS, SECTIONS, SOURCES, Contract, Differs, facts
 from .conversion_table import CONVERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +79,16 @@ def test_every_name_is_documented(contract):
         member = vars(value).get(name)
         if word in ("data", "method", "classmethod") and not name.startswith("__") and callable_or_property(member):
             assert inspect.getdoc(member), f"{contract.name}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.name)
+def test_every_name_has_its_source(contract):
+    """The docstring of the module that defines a name says where the reference has it."""
+    module = sys.modules[generator().module_of(contract.name, getattr(proto, contract.name))]
+    said = " ".join(module.__doc__.partition("Source: ")[2].replace("` and `.", "`, `.").split())
+    old, _ = SOURCES[contract.section]
+    assert any(f"`max.interfaces.{name}`" in said or f"`.{name}`" in said for name in old), f"{module.__name__}: {said}"
+    assert "(26.3)" in said
 
 
 def callable_or_property(member):
@@ -152,6 +164,7 @@ def test_protocols_are_satisfied_by_classes_of_ours():
 # The page
 
 
+@functools.cache
 def generator():
     """The module of scripts/generate_contracts.py."""
     spec = importlib.util.spec_from_file_location("generate_contracts", ROOT / "scripts" / "generate_contracts.py")
@@ -168,9 +181,11 @@ def test_the_page_is_current():
 def test_the_page_names_everything():
     """Every name has its row, with its kind and a line, and every difference its reason."""
     page = (ROOT / "docs" / "contracts.md").read_text()
+    rows = [line for line in page.splitlines() if line.count("|") >= 5 and line.startswith("| `")]
+    assert sorted(row.split("`")[1] for row in rows) == sorted(proto.__all__)
+    assert all(cell.strip() for row in rows for cell in row.replace("\\|", "").strip("|").split("|"))
     for contract in CONTRACTS:
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{contract.name}` |")]
-        assert all(cell.strip() for cell in row.strip("|").replace("\\|", "").split("|"))
         assert f"| {contract.ours['kind']} |" in row
         for difference in contract.differs:
             assert difference.why in page

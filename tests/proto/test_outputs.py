@@ -162,6 +162,17 @@ def test_channels_stay_apart_and_empty_chunks_count_for_nothing():
     assert merge_outputs([chunk([], 0), chunk([], 1)]).audio_data.shape == (0,)
 
 
+def test_a_stream_of_text_merges_into_one():
+    """All tokens in order, with the last status."""
+    chunks = [
+        TextGenerationOutput(request_id=RequestID("r"), tokens=tokens, final_status=status)
+        for tokens, status in (([1, 2], GenerationStatus.ACTIVE), ([3], GenerationStatus.MAXIMUM_LENGTH))
+    ]
+    whole = merge_outputs(chunks)
+    assert (whole.tokens, whole.final_status) == ([1, 2, 3], GenerationStatus.MAXIMUM_LENGTH)
+    assert merge_outputs(chunks[:1]) == chunks[0]
+
+
 def test_other_streams_merge_to_their_last():
     """Of a stream of anything else the last output is the answer, and a single output is itself."""
     first, last = GenerationOutput.of_images(RequestID("r"), []), GenerationOutput.of_images(RequestID("r"), [])

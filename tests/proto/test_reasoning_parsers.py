@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -20,11 +22,11 @@ from tensoryard.proto.reasoning_parsers import (
     ThinkFirstReasoningParser,
     ThinkReasoningParser,
     reasoning_parser,
+    stream,
 )
 from tensoryard.proto.reasoning_parsers.harmony import MAX_HEADER_TOKENS
 from tensoryard.proto.reasoning_parsers.labels import Label, spans_of
-from tensoryard.proto.tool_parsers import tool_parser
-from tensoryard.proto.tool_parsers.markers import Markers
+from tensoryard.proto.tool_parsers import markers, tool_parser
 
 
 class Tokenizer:
@@ -296,28 +298,70 @@ def test_any_chunks_give_the_same(tokens, words, reasoning, at):
         assert found == by_hand(tokens, starts, ends, tools, reasoning)
 
 
-def test_work_is_linear(monkeypatch):
-    """Token by token, each is stepped over a bounded number of times."""
-    steps = 0
-    original = Markers.step
+LONG = [
+    ("think", LETTERS, "<think>ab </thin"),
+    ("think", LETTERS, "<think>ab</think>"),
+    ("think", LETTERS, "<"),
+    ("think", THINK, "<think>ab</think><tool_call>"),
+    ("think_first", LETTERS, "plain words </thin"),
+    ("mistral", LETTERS, "[THINK][/TH"),
+    ("harmony", HARMONY, "<|start|>assistant<|channel|>analysis<|message|>why<|end|>"),
+    ("harmony", HARMONY, "<|channel|>final<|message|>so<|return|>"),
+    ("harmony", HARMONY, "<|channel|>"),
+    ("harmony", HARMONY, "<|start|>x"),
+    ("harmony", HARMONY, "plain "),
+]
+#: The folders whose lines count as work.
+PARSERS = (str(Path(stream.__file__).parent), str(Path(markers.__file__).parent))
 
-    def counting(*args):
-        nonlocal steps
-        steps += 1
-        return original(*args)
 
-    parser = made("think", LETTERS)
-    monkeypatch.setattr(Markers, "step", counting)
+def lines_of(work):
+    """How many lines of the parsers some work executes."""
+    count = 0
 
-    def cost(length):
-        nonlocal steps
-        steps = 0
-        split(parser, [[token] for token in LETTERS.ids("<think>ab </thin")] * (length // 16))
-        return steps
+    def local(_frame, event, _value):
+        nonlocal count
+        count += event == "line"
+        return local
 
-    small, large = cost(1_600), cost(6_400)
-    assert large <= 4.1 * small
-    assert large <= 10 * 6_400
+    before = sys.gettrace()
+    sys.settrace(lambda frame, _event, _value: local if frame.f_code.co_filename.startswith(PARSERS) else None)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize(("name", "tokenizer", "unit"), LONG)
+@pytest.mark.parametrize("size", [1, 7, 10**9])
+def test_work_is_linear(name, tokenizer, unit, size):
+    """Four times the tokens are four times the lines executed, in chunks of any size, the prompt's look included."""
+    parser = made(name, tokenizer)
+    ids = tokenizer.ids(unit)
+
+    def cost(times):
+        tokens = ids * (times * -(-400 // len(ids)))
+        chunks = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+        return lines_of(lambda: split(parser, chunks, parser.will_reason_after_prompt(tokens)))
+
+    small, large = cost(1), cost(4)
+    assert large <= 4.2 * small
+    assert small <= 100 * 400
+
+
+def test_the_count_sees_work_that_is_not_linear():
+    """A parser that looks at everything again for each chunk costs more than four times as much."""
+
+    class Rescanning(ThinkReasoningParser):
+        def stream(self, delta_token_ids, is_currently_reasoning=True):
+            self.seen = [*getattr(self, "seen", ()), *delta_token_ids]
+            self.will_reason_after_prompt(self.seen)
+            return super().stream(delta_token_ids, is_currently_reasoning)
+
+    parser = asyncio.run(Rescanning.from_tokenizer(LETTERS))
+    small, large = (lines_of(lambda n=n: split(parser, [[120]] * n)) for n in (100, 400))
+    assert large > 8 * small
 
 
 # --- harmony

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tensoryard.proto.request import DUMMY_REQUEST_ID
-from tensoryard.proto.text_batch import BatchType, TextGenerationInputs
+from tensoryard.proto.text_batch import BatchType, CompletedBatchStats, TextGenerationInputs
 
 from .text_samples import context_of
 
@@ -53,3 +53,50 @@ def test_empty_batch():
     assert not inputs
     assert (inputs.batch_type, inputs.input_tokens, inputs.num_steps) == (BatchType.TG, 0, 1)
     assert not isinstance(BatchType.CE, str)
+
+
+def stats_of(kind, time_s=2.0, **more):
+    return CompletedBatchStats(kind, 3, 100, 50, time_s, **more)
+
+
+def test_the_fields_of_statistics():
+    """Five are required, in order; the others say that there was nothing of their kind."""
+    stats = stats_of(BatchType.TG)
+    assert vars(stats) == {
+        "batch_type": BatchType.TG,
+        "batch_size": 3,
+        "num_input_tokens": 100,
+        "num_context_tokens": 50,
+        "execution_time_s": 2.0,
+        "num_output_tokens": None,
+        "draft_tokens_generated": 0,
+        "draft_tokens_accepted": 0,
+        "avg_acceptance_length": 0.0,
+        "max_acceptance_length": 0,
+        "acceptance_rate_per_position": [],
+        "early_sync_duration_s": None,
+    }
+    assert stats.acceptance_rate_per_position is not stats_of(BatchType.TG).acceptance_rate_per_position
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "generated"),
+    [
+        (BatchType.TG, None, 1.5),
+        (BatchType.TG, 8, 4.0),
+        (BatchType.TG, 0, 0.0),
+        (BatchType.CE, 8, 1.5),
+        (BatchType.CE, None, 1.5),
+    ],
+)
+def test_throughput(kind, tokens, generated):
+    """Tokens per second; a prefill brings one token per request, and so does a step that was not counted."""
+    stats = stats_of(kind, num_output_tokens=tokens)
+    assert (stats.prompt_throughput, stats.generation_throughput) == (50.0, generated)
+
+
+@pytest.mark.parametrize("time_s", [0.0, -1.0])
+def test_no_time_is_no_throughput(time_s):
+    """A clock that did not move, or went back, divides nothing."""
+    stats = stats_of(BatchType.TG, time_s, num_output_tokens=5)
+    assert (stats.prompt_throughput, stats.generation_throughput) == (0.0, 0.0)
