@@ -33,6 +33,9 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         host=message.host,
         shared_bytes=message.shared_bytes,
         body_bytes=size_of(body),
+        window_parts=message.window_parts,
+        window_bytes=message.window_bytes,
+        consumed=message.consumed,
     )
 
 
@@ -78,11 +81,23 @@ def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsC
 # -- effects to messages ----------------------------------------------------------------------------------------------
 
 
-def message_to_worker(effect: ev.SendRequest | ev.SendCancel | ev.SendDiscard | ev.SendDrain) -> wire.Message:
-    """REQUEST, CANCEL_WORK, DISCARD or DRAIN."""
+ToWorker = ev.SendRequest | ev.SendCancel | ev.SendConsumed | ev.SendDiscard | ev.SendDrain
+
+
+def message_to_worker(effect: ToWorker) -> wire.Message:
+    """REQUEST, CANCEL_WORK, CONSUMED, DISCARD or DRAIN."""
     match effect:
-        case ev.SendRequest(request_id=request_id, attempt=attempt, deadline_s=deadline_s):
-            return wire.Dispatch(request_id=request_id, attempt=attempt, deadline_s=deadline_s)
+        case ev.SendRequest():
+            return wire.Dispatch(
+                request_id=effect.request_id,
+                attempt=effect.attempt,
+                deadline_s=effect.deadline_s,
+                window_parts=effect.window_parts,
+                window_bytes=effect.window_bytes,
+                consumed=effect.consumed,
+            )
+        case ev.SendConsumed(request_id=request_id, attempt=attempt, parts=parts):
+            return wire.Consumed(request_id=request_id, attempt=attempt, parts=parts)
         case ev.SendCancel(request_id=request_id, attempt=attempt):
             return wire.CancelWork(request_id=request_id, attempt=attempt)
         case ev.SendDiscard(request_id=request_id, attempt=attempt, seq=seq):
