@@ -71,8 +71,13 @@ class AsyncReply:
         """Say that the answer is not wanted."""
         self._reply.cancel()
 
+    def collect(self) -> None:
+        """See `Reply.collect`."""
+        self._reply.collect()
+
     async def result(self, timeout_s: float | None = None) -> Any:
         """The task's output; see `Reply.result`. Cancelling this await does not cancel the request."""
+        self._reply.collect()
         try:
             async with asyncio.timeout(timeout_s):
                 while not self._reply.done:
@@ -93,7 +98,7 @@ class AsyncReply:
         position = 0
         while True:
             self._changed.clear()
-            outputs, done = self._reply.outputs_from(position)
+            outputs, done = self._reply.outputs_from(position, 1)
             for output in outputs:
                 position += 1
                 yield output
@@ -127,6 +132,7 @@ class AsyncClient:
         try:
             for request in requests:
                 under_way.append(await self.submit(request, **how))
+                under_way[-1].collect()
                 if len(under_way) >= max_in_flight:
                     yield await _first(under_way)
             while under_way:

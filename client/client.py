@@ -89,6 +89,7 @@ class Client:
         try:
             for request in requests:
                 under_way.append(self.submit(request, deadline_s=deadline_s, priority=priority))
+                under_way[-1].collect()  # what waits for its turn here must not wait at its worker
                 if len(under_way) >= max_in_flight:
                     yield _first(under_way)
             while under_way:

@@ -26,6 +26,7 @@ from ..settings import Settings
 from ..shm import Loan, Pool, Reader, host_name
 from .conversation import Conversation
 from .pending import Pending
+from .reading import Reading
 from .reply import Reply, monotonic
 
 
@@ -126,10 +127,11 @@ class Connection:
             self._check_size(body.frames, body.socket_bytes, welcome, key)
             # They wait for a socket, perhaps more than once, and the caller may go on writing to its arrays.
             body.own_buffers()
-            submit = _submit_message(request, task, body.shared_bytes, deadline_s, priority)
+            submit = _submit_message(request, task, body.shared_bytes, deadline_s, priority, self.settings)
             now = monotonic()
+            window = Reading(parts=submit.window_parts, size_bytes=submit.window_bytes)
             entry = Pending(
-                reply=Reply(request.request_id, self.cancel),
+                reply=Reply(request.request_id, self.cancel, consumed=self._consumed, reading=window),
                 submit=submit,
                 body=body,
                 output_type=task_types(task).output,
@@ -167,6 +169,9 @@ class Connection:
     def cancel(self, request_id: RequestID) -> None:
         """Tell the coordinator that an answer is not wanted."""
         self._conversation.cancel(str(request_id))
+
+    def _consumed(self, request_id: RequestID, parts: int) -> None:
+        self._conversation.consumed(str(request_id), parts)
 
     def shutdown(self) -> None:
         """Ask for the end of the whole cluster."""
@@ -248,6 +253,7 @@ def _submit_message(
     shared_bytes: int,
     deadline_s: float | None,
     priority: int,
+    settings: Settings,
 ) -> wire.Submit:
     return wire.Submit(
         request_id=str(request.request_id),
@@ -257,4 +263,6 @@ def _submit_message(
         deadline_s=deadline_s,
         host=host_name() if shared_bytes else "",
         shared_bytes=shared_bytes,
+        window_parts=settings.stream_window_parts,
+        window_bytes=settings.stream_window_bytes,
     )

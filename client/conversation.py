@@ -96,6 +96,14 @@ class Conversation:
             entry.cancelled = True
             self._post(wire.Cancel(request_id=request_id))
 
+    def consumed(self, request_id: str, parts: int) -> None:
+        """The caller has read so many outputs of a stream: its worker may go on."""
+        if self.pending.get(request_id) is not None and self._speaks("windows"):
+            self._post(wire.Consumed(request_id=request_id, parts=parts))
+
+    def _speaks(self, feature: str) -> bool:
+        return self.welcome is not None and feature in self.welcome.features
+
     def ask(self, make: Callable[..., Any], answer: Callable[[bytes | None], None], silent_s: float) -> int:
         """Send a question made by `make(query=number)`; returns the number. Raises like `require_open`."""
         number = next(self._query_numbers)
@@ -152,7 +160,13 @@ class Conversation:
             self.pending.fail_all(type(error), error.text)
 
     def beat(self, silent_s: float) -> None:
-        """About once a heartbeat: give up on a coordinator that does not come back."""
+        """About once a heartbeat: tell what little was read; give up on a coordinator that does not come back.
+
+        Whatever the two sides make of an output's size, no reader waits for long for its own word.
+        """
+        for entry in self.pending.all():
+            if entry.received:
+                entry.reply.tell_all()
         if silent_s > self._reconnect_s:
             self.pending.fail_all(
                 errors.CoordinatorLost,
@@ -215,11 +229,11 @@ class Conversation:
         self, entry: Pending, message: wire.Partial | wire.Final, output: Any, body: wire.Frames, at: float
     ) -> None:
         entry.received += 1
-        entry.received_bytes += len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
+        size_bytes = entry.take_size(message, message.ledger, body)
         done = isinstance(message, wire.Final)
         if done:
             self.pending.settle(message.request_id)
-        entry.reply.add_output(output, entry.ledger(message.ledger, at), done=done)
+        entry.reply.add_output(output, entry.ledger(message.ledger, at), done=done, size_bytes=size_bytes)
 
     def _fail(self, entry: Pending, error: errors.TensoryardError) -> None:
         """End a request with an error."""

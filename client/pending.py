@@ -10,6 +10,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ..errors import DuplicateRequest, TensoryardError
 from ..proto import wire
 from ..proto.codec import Encoded
@@ -37,14 +39,21 @@ class Pending:
     #: Outputs taken over from the stream so far.
     received: int = 0
     received_bytes: int = 0
+    #: Bytes of this attempt's outputs in shared memory, as its worker counted them.
+    shared_bytes_out: int = 0
 
     def message(self, at: float) -> wire.Submit:
-        """SUBMIT, with what is left of the deadline at that time."""
-        if self.deadline is None:
-            return self.submit
-        left = max(self.deadline - at, 0.0)
-        fields = {name: getattr(self.submit, name) for name in self.submit.__struct_fields__}
-        return wire.Submit(**{**fields, "deadline_s": left})
+        """SUBMIT, to be sent again: with what is left of the deadline at that time, and what has been read."""
+        left = None if self.deadline is None else max(self.deadline - at, 0.0)
+        return msgspec.structs.replace(self.submit, deadline_s=left, consumed=self.reply.consumed)
+
+    def take_size(self, message: wire.Message, told: wire.Ledger | None, body: wire.Frames) -> int:
+        """Enter an output's bytes; returns how many, shared memory included."""
+        socket_bytes = len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
+        self.received_bytes += socket_bytes
+        shared_bytes = told.output_shared_bytes if told is not None else 0
+        before, self.shared_bytes_out = self.shared_bytes_out, shared_bytes
+        return socket_bytes + max(shared_bytes - before, 0)
 
     def ledger(self, told: wire.Ledger | None, at: float) -> CopyLedger:
         """The ledger so far, at that time."""

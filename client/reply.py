@@ -1,22 +1,29 @@
 """A reply: what a caller holds while a request runs.
 
-`pending.py` fills it from the session's thread; any thread may wait for it.
+`conversation.py` fills it from the session's thread, any thread may wait for it; `reading.py` keeps count of what was
+read.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import ReplyTimeout, TensoryardError
+from ..errors import InvalidRequest, ReplyTimeout, TensoryardError
 from ..proto.outputs import merge_outputs
 from ..proto.request import RequestID
 from .ledger import CopyLedger
+from .reading import Reading
 
 log = logging.getLogger(__name__)
+
+
+def _nobody(_request_id: RequestID, _parts: int) -> None:
+    """For replies whose stream has no window."""
 
 
 class Reply:
@@ -24,12 +31,27 @@ class Reply:
 
     Iterate for the outputs of a stream one by one; `result` for the whole. Both raise what ended the request: see
     `tensoryard.errors`. A reply may be waited for again after a ReplyTimeout.
+
+    A stream that is not read pauses at its worker (setting `stream_window_parts`); `result` and `collect` read it as it
+    comes. What iteration has read is kept for `result` and for other iterations up to the same bound; beyond, the
+    oldest is let go of, and those who come too late for it get InvalidRequest.
     """
 
-    def __init__(self, request_id: RequestID, cancel: Callable[[RequestID], None]) -> None:
+    def __init__(
+        self,
+        request_id: RequestID,
+        cancel: Callable[[RequestID], None],
+        *,
+        consumed: Callable[[RequestID, int], None] = _nobody,
+        reading: Reading | None = None,
+    ) -> None:
+        """`consumed` is told, from any thread, how many outputs of a running stream have been read."""
         self.request_id = request_id
         self._cancel = cancel
+        self._consumed = consumed
+        self._reading = reading or Reading()
         self._changed = threading.Condition()
+        #: Those from `_reading.dropped` on.
         self._outputs: list[Any] = []
         self._error: TensoryardError | None = None
         self._done = False
@@ -48,13 +70,24 @@ class Reply:
         """What became of the request's bytes; grows until the reply is done."""
         return self._ledger
 
+    def collect(self) -> None:
+        """Take in the whole answer as it comes, before anybody waits for `result`. Again is harmless."""
+        with self._changed:
+            self._reading.collecting = True
+        self._tell()
+
     def result(self, timeout_s: float | None = None) -> Any:
-        """The task's output: for a stream, all of it joined. ReplyTimeout after `timeout_s` seconds without it."""
+        """The task's output: for a stream, all of it joined. ReplyTimeout after `timeout_s` seconds without it.
+
+        Raises InvalidRequest when parts of it were read by iteration and let go of.
+        """
+        self.collect()
         with self._changed:
             if not self._changed.wait_for(lambda: self._done, timeout_s):
                 raise ReplyTimeout(f"no answer within {timeout_s} s; it still runs", request_id=str(self.request_id))
             if self._error is not None:
-                raise self._error
+                raise _fresh(self._error)
+            self._require_kept(0)
             return merge_outputs(self._outputs)
 
     def __iter__(self) -> Iterator[Any]:
@@ -62,24 +95,50 @@ class Reply:
         position = 0
         while True:
             with self._changed:
-                while len(self._outputs) <= position and not self._done:
+                while self._reading.came <= position and not self._done:
                     self._changed.wait()
-            outputs, done = self.outputs_from(position)
+            outputs, done = self.outputs_from(position, 1)
             position += len(outputs)
             yield from outputs
             if done:
                 return
 
-    def outputs_from(self, position: int) -> tuple[list[Any], bool]:
-        """The outputs that have come from `position` on, and whether they are the last.
+    def outputs_from(self, position: int, most: int | None = None) -> tuple[list[Any], bool]:
+        """The outputs that have come from `position` on, at most so many, and whether they are the last.
 
-        Raises what ended the request, once there is nothing more to give.
+        They count as read. Raises what ended the request, once there is nothing more to give, and InvalidRequest when
+        the first of them was let go of.
         """
         with self._changed:
-            outputs = self._outputs[position:]
+            self._require_kept(position)
+            start = position - self._reading.dropped
+            outputs = self._outputs[start : None if most is None else start + most]
             if self._done and self._error is not None and not outputs:
-                raise self._error
-            return outputs, self._done and self._error is None
+                raise _fresh(self._error)
+            end = position + len(outputs)
+            self._reading.read_to(end)
+            del self._outputs[: self._reading.drop()]
+            last = self._done and self._error is None and end == self._reading.came
+        self._tell()
+        return outputs, last
+
+    def _require_kept(self, position: int) -> None:
+        dropped = self._reading.dropped
+        if position < dropped and self._error is not None:
+            raise _fresh(self._error)
+        if position < dropped:
+            raise InvalidRequest(
+                f"the first {dropped} outputs of this stream have been read and let go of: it is longer than what is "
+                "kept (stream_window_parts, stream_window_bytes). Iterate once, or call `collect` before",
+                request_id=str(self.request_id),
+            )
+
+    def _tell(self, *, all_of_it: bool = False) -> None:
+        """Say how much has been read, if the worker is to know; not under the lock."""
+        with self._changed:
+            parts = None if self._done else self._reading.tell(all_of_it=all_of_it)
+        if parts is not None:
+            self._consumed(self.request_id, parts)
 
     def cancel(self) -> None:
         """Say that the answer is not wanted; `result` then raises RequestCancelled, unless the answer came first."""
@@ -99,14 +158,25 @@ class Reply:
 
     # -- for the session's thread -------------------------------------------------------------------------------------
 
-    def add_output(self, output: Any, ledger: CopyLedger, *, done: bool) -> None:
-        """One output has come."""
+    @property
+    def consumed(self) -> int:
+        """How many outputs the worker need not hold back for, counted from the first."""
+        return self._reading.consumed
+
+    def tell_all(self) -> None:
+        """Have told whatever has been read and was not worth a message yet."""
+        self._tell(all_of_it=True)
+
+    def add_output(self, output: Any, ledger: CopyLedger, *, done: bool, size_bytes: int = 0) -> None:
+        """One output has come; `size_bytes` is what it takes, shared memory included."""
         with self._changed:
             if self._done:
                 return
             self._outputs.append(output)
+            self._reading.add(size_bytes)
             self._ledger = ledger
             self._done = done
+        self._tell()
         self._notify()
 
     def fail(self, error: TensoryardError) -> None:
@@ -130,7 +200,12 @@ class Reply:
 
     def __repr__(self) -> str:
         state = "done" if self._done else "running"
-        return f"<Reply to {self.request_id}: {state}, {len(self._outputs)} outputs>"
+        return f"<Reply to {self.request_id}: {state}, {self._reading.came} outputs>"
+
+
+def _fresh(error: TensoryardError) -> TensoryardError:
+    """The same error, to be raised: its traceback leads to the reply, which must not keep itself and its outputs."""
+    return copy.copy(error)
 
 
 def monotonic() -> float:

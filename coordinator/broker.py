@@ -28,6 +28,8 @@ from .waiting_room import WaitingRoom
 
 log = logging.getLogger(__name__)
 
+#: What a client says of one request.
+_OfRequest = wire.Submit | wire.Cancel | wire.Consumed
 #: A peer's unreadable messages are answered and logged up to this many times, then only counted.
 _COMPLAINTS_PER_PEER = 8
 
@@ -217,20 +219,17 @@ class Broker:
             max_frame_bytes=self.settings.max_frame_bytes,
             max_message_bytes=self.settings.max_message_bytes,
             max_in_flight=self.settings.max_in_flight,
+            features=wire.FEATURES,
         )
         self._send(peer.identity, welcome)
 
     def _serve_client(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
         match message:
-            case wire.Submit() if self._room is not None:
-                self._room.add(peer.identity, message, body, at)
-            case wire.Cancel(request_id=request_id) if self._room is not None:
-                if self._room.cancel(peer.identity, request_id):
-                    self._end(peer.identity, request_id, errors.RequestCancelled("cancelled by its client"))
-            case wire.Submit():
-                self._dispatcher.submit(peer.name, message, body, at)
-            case wire.Cancel():
-                self._handle(ev.CancelAsked(at=at, client=peer.name, request_id=message.request_id))
+            case wire.Submit() | wire.Cancel() | wire.Consumed():
+                if self._room is not None:
+                    self._serve_waiting(self._room, peer, message, body, at)
+                else:
+                    self._serve_request(peer, message, body, at)
             case wire.AskStatus():
                 self._report(peer, message.query, self.status(at))
             case wire.AskStory():
@@ -240,11 +239,32 @@ class Broker:
             case _:
                 raise errors.ProtocolError(f"a client does not send {type(message).__name__}")
 
+    def _serve_request(self, peer: Peer, message: _OfRequest, body: wire.Frames, at: float) -> None:
+        match message:
+            case wire.Submit():
+                self._dispatcher.submit(peer.name, message, body, at)
+            case wire.Cancel(request_id=request_id):
+                self._handle(ev.CancelAsked(at=at, client=peer.name, request_id=request_id))
+            case wire.Consumed(request_id=request_id, parts=parts):
+                self._handle(ev.PartsConsumed(at=at, client=peer.name, request_id=request_id, parts=parts))
+
+    def _serve_waiting(self, room: WaitingRoom, peer: Peer, message: _OfRequest, body: wire.Frames, at: float) -> None:
+        """The same, while the fleet has not spoken."""
+        match message:
+            case wire.Submit():
+                room.add(peer.identity, message, body, at)
+            case wire.Cancel(request_id=request_id):
+                if room.cancel(peer.identity, request_id):
+                    self._end(peer.identity, request_id, errors.RequestCancelled("cancelled by its client"))
+            case wire.Consumed():
+                room.consume(peer.identity, message)
+
     def _serve_worker(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
         match message:
             case wire.Outputs():
                 self._take_outputs(peer, message, body, at)
             case wire.Ready():
+                peer.features = frozenset(message.features)
                 self._handle(translation.worker_readied(peer.name, message, at))
             case wire.DrainWorker():
                 self._handle(ev.DrainAsked(at=at, worker=peer.name))

@@ -88,6 +88,10 @@ class Dispatcher:
                 self.bodies.pop(effect.request_id, None)
             case ev.SendError():
                 self._to("client", effect.client, translation.error_message(effect))
+            case ev.SendConsumed():
+                peer = self.roster.named("worker", effect.worker)
+                if peer is not None and "windows" in peer.features:
+                    self.send(peer.identity, translation.word_to_worker(effect))
             case ev.SendCancel() | ev.SendDiscard() | ev.SendDrain():
                 self._to("worker", effect.worker, translation.word_to_worker(effect))
             case ev.NotifyFleet():

@@ -27,6 +27,10 @@ class RequestArrived(Event, frozen=True):
     host: str = ""
     shared_bytes: int = 0
     body_bytes: int = 0
+    #: How much of a stream may be unread, and how many outputs of it have been read; see `wire.Submit`.
+    window_parts: int = 0
+    window_bytes: int = 0
+    consumed: int = 0
 
 
 class CancelAsked(Event, frozen=True):
@@ -34,6 +38,14 @@ class CancelAsked(Event, frozen=True):
 
     client: str
     request_id: str
+
+
+class PartsConsumed(Event, frozen=True):
+    """A client's caller has read so many outputs of a stream, counted from its first."""
+
+    client: str
+    request_id: str
+    parts: int
 
 
 class ClientGone(Event, frozen=True):
@@ -141,6 +153,9 @@ class SendRequest(Effect, frozen=True):
     request_id: str
     attempt: int
     deadline_s: float | None
+    window_parts: int = 0
+    window_bytes: int = 0
+    consumed: int = 0
 
 
 class SendCancel(Effect, frozen=True):
@@ -149,6 +164,15 @@ class SendCancel(Effect, frozen=True):
     worker: str
     request_id: str
     attempt: int
+
+
+class SendConsumed(Effect, frozen=True):
+    """Tell a worker how many outputs of an attempt's stream have been read."""
+
+    worker: str
+    request_id: str
+    attempt: int
+    parts: int
 
 
 class SendDiscard(Effect, frozen=True):

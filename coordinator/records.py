@@ -61,6 +61,11 @@ class Request:
     losses: int = 0
     #: Outputs passed on; a retry's outputs below this are repeats.
     delivered: int = 0
+    #: How much of its stream may be unread, in outputs and bytes; 0 outputs: any number.
+    window_parts: int = 0
+    window_bytes: int = 0
+    #: Outputs that its caller has read, as far as told; an earlier coordinator may have passed on more than we have.
+    consumed: int = 0
     started: float = 0.0
 
 

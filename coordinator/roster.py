@@ -25,6 +25,8 @@ class Peer:
     pid: int
     #: Monotonic time of its last message.
     seen: float
+    #: What it speaks beyond the messages that all know, as it told; see `wire.FEATURES`.
+    features: frozenset[str] = frozenset()
 
 
 class Roster:

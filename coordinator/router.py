@@ -72,6 +72,7 @@ class Router:
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.RequestArrived: self._on_request,
             ev.CancelAsked: self._on_cancel,
+            ev.PartsConsumed: self._on_consumed,
             ev.ClientGone: self._on_client_gone,
             ev.WorkerJoined: self._on_worker_joined,
             ev.WorkerReadied: self._on_worker_ready,
@@ -109,6 +110,7 @@ class Router:
         known = self.requests.get(event.request_id)
         if known is not None and known.client == event.client:
             self._tell(known, "sent again by its client, already known")
+            self._move_window(known, event.consumed)
             return
         refusal = self._refusal(event, known)
         if refusal is not None:
@@ -177,6 +179,9 @@ class Router:
             host=event.host if event.shared_bytes else "",
             weight_bytes=event.shared_bytes + event.body_bytes,
             arrived=self._at,
+            window_parts=event.window_parts,
+            window_bytes=event.window_bytes,
+            consumed=event.consumed,
         )
         self.requests[request.request_id] = request
         self.clients.setdefault(event.client, Client()).live.add(request.request_id)
@@ -195,6 +200,7 @@ class Router:
         request.worker, request.attempt, request.adopted = worker.name, attempt, True
         request.started = self._at
         self._tell(request, f"already running on {worker.name}, attempt {attempt}")
+        self._tell_consumed(request)
 
     def _enqueue(self, request: Request) -> None:
         model = self.models[request.model]
@@ -296,6 +302,9 @@ class Router:
                 request_id=request.request_id,
                 attempt=request.attempt,
                 deadline_s=left,
+                window_parts=request.window_parts,
+                window_bytes=request.window_bytes,
+                consumed=request.consumed,
             ),
         )
 
@@ -352,6 +361,27 @@ class Router:
             self._enqueue(request)
         else:
             self._finish_with_error(request, errors.PipelineError.code, text)
+
+    def _on_consumed(self, event: ev.PartsConsumed) -> None:
+        request = self.requests.get(event.request_id)
+        if request is not None and request.client == event.client:
+            self._move_window(request, event.parts)
+
+    def _move_window(self, request: Request, consumed: int) -> None:
+        """Its caller has read on: its worker may go on. A worker that gets it later is told with the request."""
+        if consumed > request.consumed:
+            request.consumed = consumed
+            self._tell_consumed(request)
+
+    def _tell_consumed(self, request: Request) -> None:
+        if request.consumed and request.state is RequestState.RUNNING:
+            told = ev.SendConsumed(
+                worker=request.worker,
+                request_id=request.request_id,
+                attempt=request.attempt,
+                parts=request.consumed,
+            )
+            self._effects.append(told)
 
     def _free_slot(self, worker: Worker, request_id: str, attempt: int) -> None:
         if (request_id, attempt) not in worker.slots:

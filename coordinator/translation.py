@@ -33,6 +33,9 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         host=message.host,
         shared_bytes=message.shared_bytes,
         body_bytes=size_of(body),
+        window_parts=message.window_parts,
+        window_bytes=message.window_bytes,
+        consumed=message.consumed,
     )
 
 
@@ -80,12 +83,21 @@ def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsC
 
 def request_message(effect: ev.SendRequest) -> wire.Dispatch:
     """REQUEST."""
-    return wire.Dispatch(request_id=effect.request_id, attempt=effect.attempt, deadline_s=effect.deadline_s)
+    return wire.Dispatch(
+        request_id=effect.request_id,
+        attempt=effect.attempt,
+        deadline_s=effect.deadline_s,
+        window_parts=effect.window_parts,
+        window_bytes=effect.window_bytes,
+        consumed=effect.consumed,
+    )
 
 
-def word_to_worker(effect: ev.SendCancel | ev.SendDiscard | ev.SendDrain) -> wire.Message:
-    """CANCEL_WORK, DISCARD or DRAIN."""
+def word_to_worker(effect: ev.SendCancel | ev.SendConsumed | ev.SendDiscard | ev.SendDrain) -> wire.Message:
+    """CANCEL_WORK, CONSUMED, DISCARD or DRAIN."""
     match effect:
+        case ev.SendConsumed():
+            return wire.Consumed(request_id=effect.request_id, attempt=effect.attempt, parts=effect.parts)
         case ev.SendCancel():
             return wire.CancelWork(request_id=effect.request_id, attempt=effect.attempt)
         case ev.SendDiscard():

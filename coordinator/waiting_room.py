@@ -73,6 +73,13 @@ class WaitingRoom:
         """Whether a client's request waited; it does no more."""
         return self._remove(f"{identity.hex()} {request_id}") is not None
 
+    def consume(self, identity: bytes, told: wire.Consumed) -> None:
+        """More of a waiting request's stream, which an earlier coordinator passed on, has been read."""
+        letter = self._letters.get(f"{identity.hex()} {told.request_id}")
+        if letter is not None and told.parts > letter.message.consumed:
+            message = msgspec.structs.replace(letter.message, consumed=told.parts)
+            self._letters[letter.key] = letter._replace(message=message)
+
     def leave(self, identity: bytes) -> None:
         """A client is gone, and its requests with it."""
         for key in list(self._by_client.get(identity, ())):

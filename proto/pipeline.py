@@ -88,7 +88,9 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
     def execute(self, inputs: PipelineInputsType) -> PipelineOutputsDict[PipelineOutputType]:
         """Run one step, synchronously.
 
-        An output whose `is_done` is False is streamed to the caller, and the request is in the next step's batch again.
+        An output whose `is_done` is False is streamed to the caller, and the request is in the next step's batch again,
+        unless its caller does not keep up with reading: then it stays out until he does, and others take its place.
+        So more requests than `max_batch_size` may have begun and not been released (`max_ongoing_requests` bounds it).
         Raising fails every request of the batch; an Exception as a value fails that request alone.
         """
 

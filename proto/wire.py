@@ -20,6 +20,9 @@ WIRE_VERSION = 1
 MAX_ENVELOPE_BYTES = 4 << 20
 #: Frames of one message, outputs of a whole batch included.
 MAX_FRAMES = 4096
+#: What this side speaks beyond the messages that every peer of its version knows; told in WELCOME and READY.
+#: "windows": streams have a window, and CONSUMED moves it.
+FEATURES = ["windows"]
 
 #: One message: bytes-like objects, the envelope first.
 Frames = list[Any]
@@ -30,6 +33,8 @@ Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Host = Annotated[str, Meta(max_length=255)]
 #: Short texts that programs compare or show: roles, error codes, versions.
 Word = Annotated[str, Meta(max_length=64)]
+#: What a peer speaks: see FEATURES.
+Features = Annotated[list[Word], Meta(max_length=64)]
 #: Seconds, never NaN or infinite: up to some thirty years.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 #: Seconds left or taken, by clocks that may disagree.
@@ -83,12 +88,29 @@ class Submit(Message, frozen=True, tag="SUBMIT"):
     #: Where the arrays of the body lie, and how many bytes of them in shared memory.
     host: Host = ""
     shared_bytes: Count = 0
+    #: How much of a stream may be unread, in outputs and in bytes; 0 outputs: any number.
+    window_parts: Count = 0
+    window_bytes: Count = 0
+    #: Outputs of it that have been read already, when it is sent again.
+    consumed: Count = 0
 
 
 class Cancel(Message, frozen=True, tag="CANCEL"):
     """Client → coordinator: the answer is not wanted any more. Answered by ERROR `cancelled`, or what came first."""
 
     request_id: Id
+
+
+class Consumed(Message, frozen=True, tag="CONSUMED"):
+    """So many outputs of a stream, counted from its first, have been read: client → coordinator → worker.
+
+    The number never shrinks; a smaller one changes nothing.
+    """
+
+    request_id: Id
+    parts: Count
+    #: The attempt that is meant; a client does not know it.
+    attempt: Count = 0
 
 
 class AskStatus(Message, frozen=True, tag="ASK_STATUS"):
@@ -130,6 +152,7 @@ class Ready(Message, frozen=True, tag="READY"):
     max_queued: Annotated[int, Meta(ge=1)] = 10_000
     max_queued_bytes: Annotated[int, Meta(ge=1)] = 8 << 30
     running: list[Running] = []
+    features: Features = []
 
 
 class StartFailed(Message, frozen=True, tag="START_FAILED"):
@@ -188,6 +211,7 @@ class Welcome(Message, frozen=True, tag="WELCOME"):
     max_frame_bytes: int
     max_message_bytes: int
     max_in_flight: int
+    features: Features = []
 
 
 class Refused(Message, frozen=True, tag="REFUSED"):
@@ -240,6 +264,10 @@ class Dispatch(Message, frozen=True, tag="REQUEST"):
     attempt: Count
     #: Seconds left when it was sent; None: no deadline.
     deadline_s: Span | None = None
+    #: As in SUBMIT.
+    window_parts: Count = 0
+    window_bytes: Count = 0
+    consumed: Count = 0
 
 
 class CancelWork(Message, frozen=True, tag="CANCEL_WORK"):
@@ -303,6 +331,7 @@ ToCoordinator = (
     | Disconnect
     | Submit
     | Cancel
+    | Consumed
     | AskStatus
     | AskStory
     | Shutdown
@@ -313,7 +342,7 @@ ToCoordinator = (
     | DrainWorker
 )
 ToClient = Welcome | Refused | Rejoin | Heartbeat | Partial | Final | Error | Report | Disconnect
-ToWorker = Welcome | Refused | Rejoin | Heartbeat | Dispatch | CancelWork | Discard | Drain | Disconnect
+ToWorker = Welcome | Refused | Rejoin | Heartbeat | Dispatch | CancelWork | Consumed | Discard | Drain | Disconnect
 ToFleet = Welcome | Refused | Rejoin | Heartbeat | WorkerNotice | Shutdown | Disconnect
 
 _T = TypeVar("_T")

@@ -151,8 +151,8 @@ PURE = [
         for name in ("broker", "dispatcher", "actions", "translation", "reports", "roster", "waiting_room")
     ),
     "links/presence",
-    "client/conversation",
-    *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "fleet")),
+    *(f"client/{name}" for name in ("conversation", "reading")),
+    *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "window", "fleet")),
 ]
 
 

@@ -1,16 +1,20 @@
 """Which requests go into the next batch, and how long to wait for more: a pure machine.
 
 `inbox.py` puts a lock around it, `engine.py` runs what it hands out. Requests whose output was not their last stay
-active and are in the next batch again; newcomers join them as long as there is room.
+active and are in the next batch again; newcomers join them as long as there is room. A stream whose reader does not
+keep up (`window.py`) pauses: it stays active and in no batch until there is room in its window again.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from ..errors import DeadlineExpired
 from ..proto.context import GenerationStatus
 from ..proto.one_shot import OneShotContext
+from .window import Window
 
 
 @dataclass(slots=True, eq=False)
@@ -33,22 +37,41 @@ class Work:
     execute_s: float = 0.0
     #: Whether `pipeline.release` is owed.
     started: bool = field(default=False)
+    #: How much of its stream may be unread.
+    window: Window = field(default_factory=Window)
+    #: Since when it pauses, in monotonic seconds, with nothing read meanwhile; None while it does not.
+    paused: float | None = None
+    #: Why it ends before its last output, when that is not its caller's wish.
+    failure: DeadlineExpired | None = None
 
 
 class Batcher:
-    """Batches of at most `max_batch_size`; an incomplete first batch waits at most `max_wait_s`."""
+    """Batches of at most `max_batch_size`; an incomplete first batch waits at most `max_wait_s`.
 
-    def __init__(self, *, max_batch_size: int, max_wait_s: float) -> None:
+    What pauses for `unread_s` without anything of it being read is ended.
+    """
+
+    def __init__(self, *, max_batch_size: int, max_wait_s: float, unread_s: float = math.inf) -> None:
         self.max_batch_size = max_batch_size
         self.max_wait_s = max_wait_s
+        self.unread_s = unread_s
         #: No more requests come, so waiting for them is pointless.
         self.draining = False
         #: By RequestID, in the order of arrival; one whose older attempt is at work waits beside it.
         self._waiting: OrderedDict[str, Work] = OrderedDict()
+        #: Begun and not finished, in the order of their beginning; more than a batch holds where some pause.
         self._active: dict[str, Work] = {}
+        #: The last batch has not been asked to be followed by another: it may be at work.
+        self._at_work = False
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._active)
+
+    @property
+    def is_stalled(self) -> bool:
+        """All there is pauses: that nothing moves is its readers' doing, not the pipeline's."""
+        idle = bool(self._active) and not self._waiting and not self._at_work
+        return idle and not any(work.context.cancelled or work.window.is_open for work in self._active.values())
 
     def add(self, work: Work) -> Work | None:
         """One request more. Returns an older attempt of it that still waited, which is to be answered and not run.
@@ -66,23 +89,64 @@ class Batcher:
         return waiting
 
     def next_batch(self, at: float) -> tuple[list[Work], float | None]:
-        """The next batch; or an empty one and how many seconds to wait for it (None: until something is added)."""
-        if not self._active:
+        """The next batch; or an empty one and how many seconds to wait for it (None: until something is added).
+
+        What is cancelled comes besides the `max_batch_size` that are to be run.
+        """
+        self._at_work = False
+        stopped, steppable, patience_s = self._look_at_active(at)
+        if not stopped and not steppable:
             wait_s = self._wait_s(at)
             if wait_s is None or wait_s > 0:
-                return [], wait_s
+                waits = [seconds for seconds in (wait_s, patience_s) if seconds is not None]
+                return [], min(waits, default=None)
+        self._begin(steppable, at)
+        self._at_work = True
+        return stopped + steppable, None
+
+    def _look_at_active(self, at: float) -> tuple[list[Work], list[Work], float | None]:
+        """What is cancelled, what can be run, and how long the rest, which pauses, may go on pausing."""
+        stopped: list[Work] = []
+        steppable: list[Work] = []
+        patience_s = math.inf
+        for work in self._active.values():
+            if not work.context.cancelled:
+                if work.window.is_open:
+                    if len(steppable) < self.max_batch_size:
+                        steppable.append(work)
+                    continue
+                left_s = self._pause(work, at)
+                if left_s > 0:
+                    patience_s = min(patience_s, left_s)
+                    continue
+            stopped.append(work)
+        return stopped, steppable, patience_s if patience_s < math.inf else None
+
+    def _pause(self, work: Work, at: float) -> float:
+        """How long this one may still pause; when that is no more, it is ended."""
+        if work.paused is None:
+            work.paused = at
+        left_s = work.paused + self.unread_s - at
+        if left_s <= 0:
+            text = f"nothing of its stream was read for {self.unread_s:g} s (unread_s), after {work.seq} outputs"
+            work.failure = DeadlineExpired(text)
+            work.context.status = GenerationStatus.CANCELLED
+        return left_s
+
+    def _begin(self, steppable: list[Work], at: float) -> None:
+        """Let newcomers join as long as there is room."""
         held_back = []
-        while self._waiting and len(self._active) < self.max_batch_size:
+        while self._waiting and len(steppable) < self.max_batch_size:
             request_id, work = self._waiting.popitem(last=False)
             if request_id in self._active:
                 held_back.append(work)
                 continue
             work.wait_s = at - work.arrived
             self._active[request_id] = work
+            steppable.append(work)
         for work in reversed(held_back):
             self._waiting[work.request_id] = work
             self._waiting.move_to_end(work.request_id, last=False)
-        return list(self._active.values()), None
 
     def _wait_s(self, at: float) -> float | None:
         if not self._waiting:
@@ -91,6 +155,12 @@ class Batcher:
             return 0.0
         oldest = next(iter(self._waiting.values()))
         return max(oldest.arrived + self.max_wait_s - at, 0.0)
+
+    def consume(self, request_id: str, attempt: int, parts: int) -> None:
+        """So many outputs of a stream have been read: it may go on."""
+        for work in (self._active.get(request_id), self._waiting.get(request_id)):
+            if work is not None and work.attempt == attempt and work.window.consume(parts):
+                work.paused = None
 
     def finish(self, work: Work) -> None:
         """A request of the last batch has had its last output."""

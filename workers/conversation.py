@@ -51,6 +51,9 @@ class Requests(Protocol):
     def cancel(self, key: Key) -> None:
         """Nobody wants this attempt any more."""
 
+    def consume(self, key: Key, parts: int) -> None:
+        """So many outputs of an attempt's stream have been read."""
+
     def drain(self) -> None:
         """Nothing new comes."""
 
@@ -181,6 +184,8 @@ class Conversation:
                 self._requests.take(message, body)
             case wire.CancelWork():
                 self._requests.cancel((message.request_id, message.attempt))
+            case wire.Consumed(parts=parts):
+                self._requests.consume((message.request_id, message.attempt), parts)
             case wire.Discard():
                 for generation in self._sent.pop((message.request_id, message.attempt, message.seq), ()):
                     self._memory.discard(generation)

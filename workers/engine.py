@@ -151,7 +151,9 @@ class Engine:
 
     def _answer(self, work: Work, value: Any) -> Answer:
         """The answer for one request; anything wrong with it is that request's alone."""
-        if work.context.cancelled:
+        if work.failure is not None:
+            value = work.failure
+        elif work.context.cancelled:
             value = errors.RequestCancelled(f"cancelled {'while' if work.started else 'before'} it ran")
         elif value is None:
             value = errors.PipelineError("the pipeline's answer has no entry for this request")
@@ -193,6 +195,7 @@ class Engine:
             ledger=self._ledger(work),
         )
         work.seq += 1
+        work.window.send(size + encoded.shared_bytes)
         if isinstance(work.context, AudioContext):
             work.context.chunks_sent = work.seq
         return output, encoded.frames, encoded.loans

@@ -31,7 +31,20 @@ class Inbox:
     def cancel(self, request_id: str, attempt: int) -> Work | None:
         """See `Batcher.cancel`."""
         with self._changed:
+            self._changed.notify()
             return self._batcher.cancel(request_id, attempt)
+
+    def consume(self, request_id: str, attempt: int, parts: int) -> None:
+        """See `Batcher.consume`."""
+        with self._changed:
+            self._batcher.consume(request_id, attempt, parts)
+            self._changed.notify()
+
+    @property
+    def is_stalled(self) -> bool:
+        """See `Batcher.is_stalled`."""
+        with self._changed:
+            return self._batcher.is_stalled
 
     def drain(self) -> None:
         """Nothing new comes: `next_batch` gives what is left, then None."""

@@ -29,6 +29,7 @@ from ..shm import Pool, Reader, SharedMemoryArray
 from .batcher import Work
 from .conversation import Key
 from .inbox import Inbox
+from .window import Window
 
 #: Passes on why a request is answered without being run. From any thread.
 Reject = Callable[[Key, Exception], None]
@@ -93,8 +94,8 @@ class Intake:
         self._lock = threading.Lock()
         #: Requests to be read in a thread of their own, by the pool they lie in; each queue has its thread.
         self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
-        #: Those in the queues and in their threads' hands.
-        self._arriving: set[Key] = set()
+        #: Those in the queues and in their threads' hands, each with how many outputs of it have been read.
+        self._arriving: dict[Key, int] = {}
         self._draining = False
 
     def begin(self, pipeline: Pipeline[Any, Any], task: PipelineTask) -> None:
@@ -122,12 +123,19 @@ class Intake:
     def cancel(self, key: Key) -> None:
         """Nobody wants this attempt any more: answer at once if it has not begun."""
         with self._lock:
-            was_arriving = key in self._arriving
-            self._arriving.discard(key)
+            was_arriving = self._arriving.pop(key, None) is not None
         if was_arriving:
             self._settle()
         if was_arriving or self._inbox.cancel(*key) is not None:
             self._reject(key, errors.RequestCancelled("cancelled before it ran"))
+
+    def consume(self, key: Key, parts: int) -> None:
+        """So many outputs of an attempt's stream have been read."""
+        with self._lock:
+            if key in self._arriving:
+                self._arriving[key] = max(self._arriving[key], parts)
+                return
+        self._inbox.consume(*key, parts)
 
     def drain(self) -> None:
         """Nothing new comes: the inbox is to end once it has everything."""
@@ -165,7 +173,8 @@ class Intake:
             raise errors.InvalidRequest(error.text) from error
         if request.request_id.value != message.request_id:
             raise errors.InvalidRequest("the body carries another RequestID than its envelope")
-        work = Work(message.request_id, message.attempt, self._context(request), arrived)
+        window = Window(parts=message.window_parts, size_bytes=message.window_bytes, consumed=message.consumed)
+        work = Work(message.request_id, message.attempt, self._context(request), arrived, window=window)
         work.request_socket_bytes = len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
         return work
 
@@ -215,7 +224,7 @@ class Intake:
     def _queue(self, pool_name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
         """Leave a request to the thread of its client, which may have to be started."""
         with self._lock:
-            self._arriving.add((message.request_id, message.attempt))
+            self._arriving[message.request_id, message.attempt] = message.consumed
             queue = self._queues.get(pool_name)
             if queue is not None:
                 queue.append((message, body, arrived))
@@ -244,8 +253,9 @@ class Intake:
             if key not in self._arriving:  # cancelled, and answered, meanwhile
                 return
             if isinstance(outcome, Work):
+                outcome.window.consume(self._arriving[key])
                 self._put(outcome)
-            self._arriving.remove(key)
+            del self._arriving[key]
         if isinstance(outcome, Exception):
             self._reject(key, outcome)
         self._settle()

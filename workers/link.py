@@ -44,6 +44,8 @@ class WorkerLink:
         self.name = name
         self._inbox = inbox
         self._progress: Callable[[], int] = int
+        #: Beats at which all work paused for its readers: time that is not held against the pipeline.
+        self._stalls = 0
         #: Keeps READY from the main thread and a welcome in the session's from missing each other.
         self._lock = threading.Lock()
         #: Ends the process when the main thread does not.
@@ -149,7 +151,8 @@ class WorkerLink:
         """Tell our progress."""
         self._intake.housekeep()
         self._conversation.beat(silent_s, time.monotonic())
-        return wire.Heartbeat(progress=self._progress(), busy=bool(self._inbox.held()))
+        self._stalls += self._inbox.is_stalled
+        return wire.Heartbeat(progress=self._progress() + self._stalls, busy=bool(self._inbox.held()))
 
     def on_failure(self, _error: Exception) -> None:
         """The session's thread has ended."""

@@ -56,7 +56,7 @@ def run_worker(
     """
     settings = settings or from_environment()
     name = name or f"{deployment.name}-{secrets.token_hex(4)}"
-    batcher = Batcher(max_batch_size=1, max_wait_s=deployment.max_wait_ms / 1000)
+    batcher = Batcher(max_batch_size=1, max_wait_s=deployment.max_wait_ms / 1000, unread_s=settings.unread_s)
     inbox = Inbox(batcher)
     with Pool(
         budget_bytes=deployment.pool_budget_bytes or settings.pool_budget_bytes,
@@ -151,4 +151,5 @@ def _ready(deployment: Deployment, max_batch_size: int) -> wire.Ready:
         hang_limit_s=deployment.hang_limit_s,
         max_queued=deployment.max_queued,
         max_queued_bytes=deployment.max_queued_bytes,
+        features=wire.FEATURES,
     )

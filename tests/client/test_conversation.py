@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tensoryard import errors
 from tensoryard.client.conversation import Conversation
 from tensoryard.client.pending import Pending
+from tensoryard.client.reading import Reading
 from tensoryard.client.reply import Reply
 from tensoryard.proto import RequestID, wire
 from tensoryard.proto.codec import encode_body
@@ -25,6 +27,7 @@ WELCOME = wire.Welcome(
     max_frame_bytes=1 << 20,
     max_message_bytes=1 << 20,
     max_in_flight=10,
+    features=wire.FEATURES,
 )
 
 
@@ -50,9 +53,12 @@ class Scene:
             raise self.faults[body[0]]
         return body[0]
 
-    def submit(self, request_id="r", *, deadline_s=None):
+    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20):
+        tell = lambda key, parts: self.conversation.consumed(str(key), parts)
+        cancel = lambda key: self.conversation.cancel(str(key))
+        reading = Reading(parts=window, size_bytes=window_bytes)
         entry = Pending(
-            reply=Reply(RequestID(request_id), lambda key: self.conversation.cancel(str(key))),
+            reply=Reply(RequestID(request_id), cancel, consumed=tell, reading=reading),
             submit=wire.Submit(request_id=request_id, task="t", model="m", deadline_s=deadline_s),
             body=encode_body(f"body of {request_id}"),
             output_type=bytes,
@@ -284,6 +290,74 @@ def test_a_resend_keeps_the_deadline(scene):
     scene.at += 20.0
     scene.partial(1)
     assert scene.posted[-1][0].deadline_s == 10.0
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+def read(reply, count):
+    """Read so many outputs."""
+    for _, output in zip(range(count), reply, strict=False):
+        assert output is not None
+
+
+def test_what_was_read_is_told_now_or_at_the_next_beat(scene):
+    """Half a window at once, less with the beat, and after the end nothing."""
+    reply = scene.submit(window=4)
+    for seq in range(4):
+        scene.partial(seq)
+    scene.take()
+    outputs = iter(reply)
+    next(outputs), next(outputs), next(outputs)
+    assert [message for message, _ in scene.posted] == [wire.Consumed(request_id="r", parts=2)]
+    scene.conversation.beat(0.0)
+    scene.conversation.beat(0.0)
+    assert [message.parts for message, _ in scene.posted] == [2, 3]
+    scene.final(4)
+    scene.take()
+    assert list(outputs) == [b"part", b"last"]
+    scene.conversation.beat(0.0)
+    assert scene.take() == []
+
+
+def test_w_35_nothing_is_told_to_a_coordinator_that_does_not_speak_windows():
+    """One of an earlier release would not understand the message."""
+    scene = Scene(welcome=False)
+    scene.conversation.welcomed(msgspec.structs.replace(WELCOME, features=[]), 1.0)
+    reply = scene.submit(window=1)
+    scene.take()
+    scene.partial(0)
+    reply.collect()
+    scene.conversation.beat(0.0)
+    assert scene.take() == []
+
+
+def test_what_is_sent_again_takes_along_what_was_read(scene):
+    """A new coordinator, and a run that is asked for again, hear how far the reader is."""
+    reply, whole = scene.submit(window=100), scene.submit("whole", window=100)
+    whole.collect()
+    for seq in range(3):
+        scene.partial(seq)
+    read(reply, 2)
+    scene.take()
+    scene.conversation.welcomed(WELCOME, scene.at)
+    assert [message.consumed for message, _ in scene.posted] == [2, 1 << 53]
+    scene.faults[b"part"] = errors.SegmentGone("gone")
+    scene.posted.clear()
+    scene.partial(3)
+    assert [message.consumed for message, _ in scene.posted if isinstance(message, wire.Submit)] == [2]
+
+
+def test_sizes_are_counted_with_their_shared_memory(scene):
+    """Of what a worker says to have lent, each output counts for what came with it."""
+    reply = scene.submit(window=1000, window_bytes=1 << 20)
+    for seq, shared in enumerate([300_000, 600_000, 600_000]):
+        scene.say(wire.Partial(request_id="r", seq=seq, ledger=wire.Ledger(output_shared_bytes=shared)), b"part")
+    sizes = list(reply._reading._sizes)
+    assert [size // 1000 for size in sizes] == [300, 300, 0]
+    scene.take()
+    read(reply, 2)
+    assert scene.take() == ["Consumed"]
 
 
 # -- coordinators that go and come ------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tensoryard.client.ledger import CopyLedger
+from tensoryard.client.reading import ALL, Reading
 from tensoryard.client.reply import Reply
-from tensoryard.errors import PipelineError, ReplyTimeout, RequestCancelled
+from tensoryard.errors import InvalidRequest, PipelineError, ReplyTimeout, RequestCancelled
 from tensoryard.proto import AudioGenerationMetadata, AudioGenerationOutput, GenerationStatus, RequestID
 
 from ..scripted import DEADLINE_S
@@ -231,6 +232,78 @@ def test_a_listener_that_raises_stops_nobody(reply, caplog):
     assert "a listener's bug" in caplog.text
 
 
+# -- what is read, and what is kept of it -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def windowed(told):
+    """A reply to a stream of at most 4 unread outputs, or 100 bytes of them."""
+    tell = lambda request_id, parts: told.append((str(request_id), parts))
+    return Reply(RequestID("r"), lambda _: None, consumed=tell, reading=Reading(parts=4, size_bytes=100))
+
+
+def test_reading_is_told_and_coming_is_not(windowed, told):
+    """Outputs count as read when the caller gets them, one by one; half a window makes a message."""
+    for number in range(4):
+        windowed.add_output(number, CopyLedger(), done=False, size_bytes=1)
+    assert told == []
+    outputs = iter(windowed)
+    assert [next(outputs), next(outputs), next(outputs)] == [0, 1, 2]
+    assert told == [("r", 2)]
+    windowed.tell_all()
+    assert told[1:] == [("r", 3)]
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_a_whole_that_is_wanted_is_read_as_it_comes(windowed, told, when):
+    """`collect` and `result` say so once; what was read before that is no matter."""
+    if when == "before":
+        windowed.collect()
+    windowed.add_output(0, CopyLedger(), done=False, size_bytes=90)
+    if when == "while":
+        with pytest.raises(ReplyTimeout):
+            windowed.result(0)
+    assert told == [("r", ALL)]
+    for number in range(1, 50):
+        windowed.add_output(number, CopyLedger(), done=number == 49, size_bytes=90)
+    assert windowed.consumed == ALL
+    assert len(told) == 1
+    assert windowed.result() == 49
+    assert list(windowed) == list(range(50))
+
+
+def test_an_answer_of_one_output_is_told_by_nobody(windowed, told):
+    """Neither iteration nor `result` costs a message where there is no stream."""
+    windowed.collect()
+    windowed.add_output("all", CopyLedger(), done=True, size_bytes=1000)
+    assert list(windowed) == ["all"]
+    assert windowed.result() == "all"
+    windowed.tell_all()
+    assert told == []
+
+
+def test_a_long_stream_that_is_read_is_let_go_of(windowed):
+    """Iteration keeps no more than a window of what it gave; the whole can then not be had, and the error says so."""
+
+    class Output:
+        pass
+
+    outputs, alive = iter(windowed), []
+    for number in range(20):
+        windowed.add_output(Output(), CopyLedger(), done=number == 19, size_bytes=1)
+        alive.append(weakref.ref(next(outputs)))
+        gc.collect()
+        assert sum(ref() is not None for ref in alive) <= 5
+    for ask in (windowed.result, lambda: list(windowed)):
+        with pytest.raises(InvalidRequest, match="the first 16 outputs of this stream have been read and let go of"):
+            ask()
+
+
 def test_the_ledger_grows_with_the_outputs(reply):
     """The ledger is that of the last output."""
     assert reply.ledger == CopyLedger()
@@ -244,6 +317,31 @@ def test_it_can_be_printed(reply):
     assert repr(reply) == "<Reply to r: running, 0 outputs>"
     add(reply, 1, done=True)
     assert repr(reply) == "<Reply to r: done, 1 outputs>"
+
+
+def test_a_failed_reply_goes_with_its_outputs_too():
+    """Whoever was given the error, by iteration or as the result, keeps nothing of the reply when that is over."""
+
+    class Output:
+        pass
+
+    gc.disable()
+    try:
+        reply, output = Reply(RequestID("r"), lambda _id: None), Output()
+        add(reply, output)
+        watched = [weakref.ref(reply), weakref.ref(output)]
+        reply.fail(PipelineError("broken", story=("accepted",)))
+        told = []
+        for ask in (Reply.result, list):
+            try:
+                ask(reply)
+            except PipelineError as error:
+                told.append((error.text, error.story))
+        assert told == [("broken", ("accepted",))] * 2
+        del reply, output
+        assert [ref() for ref in watched] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_reply_nobody_wants_goes_with_its_outputs():

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 
@@ -71,6 +72,53 @@ class Moody(ty.Pipeline):
 
     def release(self, request_id):
         pass
+
+
+class Drip(ty.Pipeline):
+    """Speaks in chunks that say their own number: as many as the text asks for, else without end.
+
+    "steps:ID" tells how many chunks a request has got so far, "memory" how many blocks of this worker are in use,
+    "held" how many requests the pipeline has begun and not released.
+    """
+
+    max_batch_size = 2
+
+    def __init__(self, samples=4):
+        self.samples = samples
+        self.steps = Counter()
+        self.held = set()
+
+    def execute(self, inputs):
+        return {rid: self._one(rid, ctx) for rid, ctx in inputs.batch.items()}
+
+    def _one(self, rid, ctx):
+        verb, _, number = ctx.text.partition(":")
+        match verb:
+            case "steps":
+                return spoken(self.steps[number])
+            case "memory":
+                return spoken(ctx._allocate.func.__self__.statistics().used_blocks)
+            case "held":
+                return spoken(len(self.held))
+            case "wait":  # wait:PATH is silent until a file is there, one short step after the other
+                time.sleep(0.002)
+                return spoken(0, last=os.path.exists(number))
+        self.held.add(rid)
+        self.steps[str(rid)] += 1
+        return spoken(ctx.chunks_sent, self.samples, last=bool(number) and ctx.chunks_sent == int(number) - 1)
+
+    def release(self, request_id):
+        self.held.discard(request_id)
+
+
+def spoken(value, samples=1, *, last=True):
+    status = ty.GenerationStatus.END_OF_SEQUENCE if last else ty.GenerationStatus.ACTIVE
+    data = np.full(samples, value, np.float32)
+    return ty.AudioGenerationOutput(final_status=status, steps_executed=1, audio_data=data)
+
+
+def drip(**options):
+    return Drip(**options)
 
 
 def plus_one():

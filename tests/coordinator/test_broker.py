@@ -358,6 +358,28 @@ def test_stories_are_told(scene):
     assert next(line.split(" ", 1)[1] for line in msgspec.msgpack.decode(body)) == "accepted"
 
 
+def test_w_35_only_a_worker_that_speaks_windows_is_told_what_was_read(scene):
+    """The others get the request with its window, which they do not know, and nothing more."""
+    scene.client(b"c")
+    assert "windows" in wire.FEATURES
+    for peer, features in [(b"new", wire.FEATURES), (b"old", [])]:
+        scene.worker(peer, features=features)
+        scene.say(b"c", submit(peer.decode(), window_parts=4, window_bytes=9, consumed=1), b"body")
+        dispatch, _ = scene.take(peer, wire.Dispatch)
+        assert (dispatch.window_parts, dispatch.window_bytes, dispatch.consumed) == (4, 9, 1)
+        for parts in (2, 2, 1):
+            scene.say(b"c", wire.Consumed(request_id=peer.decode(), parts=parts))
+        scene.say(b"c", wire.Consumed(request_id="nobody", parts=9))
+        told = [(message.attempt, message.parts) for message, _ in scene.all(peer)]
+        assert told == ([(dispatch.attempt, 2)] if features else [])
+        scene.gone(peer)
+
+
+def test_welcome_tells_what_is_spoken(scene):
+    """A client learns that streams have windows here."""
+    assert scene.join(b"c", "client").features == wire.FEATURES
+
+
 # -- fleet and shutdown -----------------------------------------------------------------------------------------------
 
 
@@ -380,6 +402,21 @@ def test_requests_wait_for_a_fleet():
     scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
     assert scene.take(b"w", wire.Dispatch)[0].request_id == "b"
     assert scene.all(b"c") == scene.all(b"gone") == []
+
+
+def test_what_is_read_while_a_request_waits_for_the_fleet_is_not_forgotten():
+    """Of a stream that an earlier coordinator passed on, its reader may read on meanwhile."""
+    scene = Scene(expects_fleet=True)
+    scene.client(b"c")
+    scene.say(b"c", submit("r", window_parts=4, window_bytes=9, consumed=1), b"body")
+    for parts in (5, 3):
+        scene.say(b"c", wire.Consumed(request_id="r", parts=parts))
+    scene.say(b"c", wire.Consumed(request_id="nobody", parts=5))
+    scene.worker(b"w")
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    assert scene.take(b"w", wire.Dispatch)[0].consumed == 5
+    assert scene.all(b"c") == []
 
 
 def test_a_deadline_passes_while_a_request_waits_for_the_fleet():
@@ -518,6 +555,10 @@ class HostilePeers(RuleBasedStateMachine):
     @rule(peer=st.sampled_from(PEERS), request=st.sampled_from(REQUESTS))
     def cancels(self, peer, request):
         self.scene.say(peer, wire.Cancel(request_id=request))
+
+    @rule(peer=st.sampled_from(PEERS), request=st.sampled_from(REQUESTS), parts=st.integers(0, 5))
+    def reads(self, peer, request, parts):
+        self.scene.say(peer, wire.Consumed(request_id=request, parts=parts))
 
     @rule(
         peer=st.sampled_from(PEERS),

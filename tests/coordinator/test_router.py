@@ -36,6 +36,9 @@ class Yard:
     def cancel(self, request_id, client="c"):
         return self.feed(ev.CancelAsked, request_id=request_id, client=client)
 
+    def consume(self, request_id, parts, client="c"):
+        return self.feed(ev.PartsConsumed, request_id=request_id, client=client, parts=parts)
+
     def client_gone(self, client="c"):
         return self.feed(ev.ClientGone, client=client)
 
@@ -669,6 +672,43 @@ def test_a_cancel_frees_nothing_for_the_leaver_itself(yard):
     yard.gone("w")
     yard.submit("waiting", client="leaver")
     assert not yard.sent(yard.client_gone("leaver"))
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_read_goes_to_the_worker(yard):
+    """The window goes with the request, each step on with the attempt; what is no news goes nowhere."""
+    yard.start("w")
+    (sent,) = yard.of(ev.SendRequest, yard.submit("r", window_parts=8, window_bytes=100))
+    assert (sent.window_parts, sent.window_bytes, sent.consumed) == (8, 100, 0)
+    told = only(ev.SendConsumed, yard.consume("r", 3))
+    assert (told.worker, told.request_id, told.attempt, told.parts) == ("w", "r", sent.attempt, 3)
+    for effects in (yard.consume("r", 3), yard.consume("r", 2), yard.consume("r", 9, client="x"), yard.consume("x", 9)):
+        assert effects == []
+    yard.answer("w", "r")
+    assert yard.consume("r", 9) == []
+
+
+def test_what_was_read_goes_along_to_the_next_worker(yard):
+    """A stream that runs again may go as far as its reader is, and that while it waits, too."""
+    yard.start("w")
+    yard.submit("r", window_parts=2, window_bytes=100)
+    yard.consume("r", 3)
+    yard.expect("m")
+    yard.gone("w")
+    assert yard.consume("r", 4) == []
+    (sent,) = yard.of(ev.SendRequest, yard.start("v"))
+    assert (sent.worker, sent.consumed) == ("v", 4)
+
+
+def test_work_brought_along_hears_what_was_read_meanwhile(yard):
+    """A worker that joins anew with a stream that its client has sent again is told how far the reader is."""
+    yard.join("w")
+    yard.ready("w", running=(("r", 5),))
+    told = only(ev.SendConsumed, yard.submit("r", window_parts=2, window_bytes=100, consumed=7))
+    assert (told.attempt, told.parts) == (5, 7)
+    assert only(ev.SendConsumed, yard.submit("r", window_parts=2, window_bytes=100, consumed=9)).parts == 9
 
 
 # -- workers lost ------------------------------------------------------------------------------------------------------

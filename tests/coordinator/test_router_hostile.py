@@ -37,6 +37,8 @@ class Life:
     next_seq: int = 0
     #: It has had its one terminal effect, or its client is gone.
     ended: bool = False
+    #: What its worker was told last of what has been read.
+    told: int = 0
     #: The (worker, attempt) it was sent to last, while that worker is known.
     on: tuple[str, int] | None = None
 
@@ -153,6 +155,12 @@ class World:
         if life is not None and life.on == (effect.worker, effect.attempt):
             life.on = None
 
+    def take_SendConsumed(self, effect, event):
+        life = self.lives[effect.request_id]
+        assert life.on == (effect.worker, effect.attempt), "told somebody who does not run it"
+        assert effect.parts > life.told or not isinstance(event, ev.PartsConsumed)
+        life.told = effect.parts
+
     def take_SendDiscard(self, effect, event):
         said = (event.worker, event.request_id, event.attempt, event.seq)
         assert (effect.worker, effect.request_id, effect.attempt, effect.seq) == said
@@ -213,6 +221,11 @@ class World:
         self.feed(ev.CancelAsked, client=client, request_id=request_id)
         if life is not None:
             assert life.ended == (life.client == client)
+
+    def consume(self, request_id, client, parts):
+        life = self.lives.get(request_id)
+        effects = self.feed(ev.PartsConsumed, client=client, request_id=request_id, parts=parts)
+        assert len(effects) <= (life is not None and life.client == client and life.on is not None)
 
     def client_gone(self, client):
         mine = [life for life in self.lives.values() if life.client == client]
@@ -525,6 +538,10 @@ class HostileWorld(RuleBasedStateMachine):
     @rule(request_id=REQUESTS, client=CLIENTS)
     def cancel(self, request_id, client):
         self.world.cancel(request_id, client)
+
+    @rule(request_id=REQUESTS, client=CLIENTS, parts=st.integers(0, 4))
+    def consume(self, request_id, client, parts):
+        self.world.consume(request_id, client, parts)
 
     @rule(client=CLIENTS)
     def client_gone(self, client):

@@ -9,7 +9,10 @@ from tensoryard.coordinator import translation
 from tensoryard.errors import DecodeError, Overloaded
 from tensoryard.proto import wire
 
-SUBMIT = wire.Submit(request_id="r", task="t", model="m", priority=3, deadline_s=2.5, host="h", shared_bytes=7)
+WINDOW = {"window_parts": 4, "window_bytes": 5, "consumed": 6}
+SUBMIT = wire.Submit(
+    request_id="r", task="t", model="m", priority=3, deadline_s=2.5, host="h", shared_bytes=7, **WINDOW
+)
 READY = wire.Ready(
     model="m",
     task="t",
@@ -35,7 +38,7 @@ def shared_fields(one, other):
 @pytest.mark.parametrize(
     ("message", "event", "names"),
     [
-        (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 7),
+        (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 10),
         (READY, translation.worker_readied("w", READY, 1.0), 8),
         (OUTPUT, translation.output_arrived("w", OUTPUT, 1.0), 6),
         (EXPECTED, translation.deployments_changed(wire.Deployments(deployments=[EXPECTED]), 1.0).deployments[0], 7),
@@ -62,14 +65,15 @@ def test_messages_say_what_the_effects_say():
     """Each effect becomes the message of its kind, with its fields."""
     key = {"request_id": "r", "attempt": 2}
     pairs = [
+        (ev.SendConsumed(worker="w", parts=3, **key), wire.Consumed(parts=3, **key)),
         (ev.SendCancel(worker="w", **key), wire.CancelWork(**key)),
         (ev.SendDiscard(worker="w", seq=3, **key), wire.Discard(seq=3, **key)),
         (ev.SendDrain(worker="w"), wire.Drain()),
     ]
     for effect, message in pairs:
         assert translation.word_to_worker(effect) == message
-    request = ev.SendRequest(worker="w", deadline_s=1.5, **key)
-    assert translation.request_message(request) == wire.Dispatch(deadline_s=1.5, **key)
+    request = ev.SendRequest(worker="w", deadline_s=1.5, **key, **WINDOW)
+    assert translation.request_message(request) == wire.Dispatch(deadline_s=1.5, **key, **WINDOW)
     error = ev.SendError(client="c", request_id="r", code="x", text="y", retry_after_s=0.5, story=("a", "b"))
     told = wire.Error(request_id="r", code="x", text="y", retry_after_s=0.5, story=["a", "b"])
     assert translation.error_message(error) == told

@@ -17,6 +17,7 @@ import tensoryard as ty
 from tensoryard import errors
 from tensoryard.client.conversation import Conversation as ClientConversation
 from tensoryard.client.pending import Pending
+from tensoryard.client.reading import Reading
 from tensoryard.client.reply import Reply
 from tensoryard.coordinator.actions import Send
 from tensoryard.coordinator.broker import Broker
@@ -24,6 +25,7 @@ from tensoryard.links.calibration import DEFAULT
 from tensoryard.links.presence import Presence
 from tensoryard.proto import wire
 from tensoryard.proto.codec import decode_body, encode_body
+from tensoryard.proto.outputs import task_types
 from tensoryard.proto.pipeline import Pipeline
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool
@@ -37,6 +39,8 @@ SETTINGS = Settings(heartbeat_s=1.0, liveness_s=5.0, reconnect_s=30.0, orphan_s=
 TASK = ty.PipelineTask.EMBEDDINGS_GENERATION
 HOP_S = 0.01
 RUN_S = 4.0
+WINDOW = 4
+AUDIO = ty.PipelineTask.AUDIO_GENERATION
 
 
 class World:
@@ -145,14 +149,21 @@ class Client(Process):
         self.conversation = ClientConversation(address="sim", reconnect_s=30.0, post=self.post, decode=decode_body)
         super().__init__(world, identity, "client", wire.TO_CLIENT)
 
-    def submit(self, text, *, deadline_s=None):
-        request = ty.EmbeddingsRequest(request_id=ty.RequestID(), model="m", input=text)
+    def submit(self, text, *, deadline_s=None, task=TASK):
+        kind = ty.EmbeddingsRequest if task is TASK else ty.AudioGenerationRequest
+        request = kind(request_id=ty.RequestID(), model="m", input=text)
         key = str(request.request_id)
+        window = {"window_parts": WINDOW, "window_bytes": 1 << 20}
         entry = Pending(
-            reply=Reply(request.request_id, lambda _: self.conversation.cancel(key)),
-            submit=wire.Submit(request_id=key, task=TASK.value, model="m", deadline_s=deadline_s),
+            reply=Reply(
+                request.request_id,
+                lambda _: self.conversation.cancel(key),
+                consumed=lambda _, parts: self.conversation.consumed(key, parts),
+                reading=Reading(parts=WINDOW, size_bytes=1 << 20),
+            ),
+            submit=wire.Submit(request_id=key, task=task.value, model="m", deadline_s=deadline_s, **window),
             body=encode_body(request),
-            output_type=ty.EmbeddingsGenerationOutput,
+            output_type=task_types(task).output,
             sent_at=self.world.now,
             deadline=None if deadline_s is None else self.world.now + deadline_s,
         )
@@ -188,10 +199,28 @@ class Length(Pipeline):
         pass
 
 
+class Chunks(Pipeline):
+    """Speaks as many chunks as the text asks for, each its own number."""
+
+    max_batch_size = 4
+
+    def execute(self, inputs):
+        return {request_id: self._chunk(context) for request_id, context in inputs.batch.items()}
+
+    def _chunk(self, context):
+        last = context.chunks_sent == int(context.text) - 1
+        status = ty.GenerationStatus.END_OF_SEQUENCE if last else ty.GenerationStatus.ACTIVE
+        data = np.full(1, context.chunks_sent, np.float32)
+        return ty.AudioGenerationOutput(final_status=status, steps_executed=1, audio_data=data)
+
+    def release(self, request_id):
+        pass
+
+
 class Worker(Process):
     """A worker whose pipeline takes RUN_S of simulated time."""
 
-    def __init__(self, world, identity, pool):
+    def __init__(self, world, identity, pool, task=TASK):
         spawn = functools.partial(world.later, 0.0)
 
         def clock():
@@ -209,11 +238,11 @@ class Worker(Process):
             memory=pool,
             leave=self.leave,
         )
-        pipeline = Length()
-        self.intake.begin(pipeline, TASK)
+        pipeline = Length() if task is TASK else Chunks()
+        self.intake.begin(pipeline, task)
         self.engine = Engine(
             pipeline=pipeline,
-            task=TASK,
+            task=task,
             inbox=self.inbox,
             pool=pool,
             send=self.conversation.send,
@@ -224,8 +253,12 @@ class Worker(Process):
             clock=clock,
         )
         self.busy = False
+        self.stalls = 0
         super().__init__(world, identity, "worker", wire.TO_WORKER)
-        self.conversation.ready(wire.Ready(model="m", task=TASK.value, deployment="d", credits=8))
+        ready = wire.Ready(
+            model="m", task=task.value, deployment="d", credits=8, hang_limit_s=20.0, features=wire.FEATURES
+        )
+        self.conversation.ready(ready)
 
     def work(self):
         """The main thread's turn: begin what is due."""
@@ -262,7 +295,8 @@ class Worker(Process):
     def on_beat(self, silent_s):
         self.intake.housekeep()
         self.conversation.beat(silent_s, self.world.now)
-        return wire.Heartbeat(progress=self.engine.progress, busy=bool(self.inbox.held()))
+        self.stalls += self.inbox.is_stalled
+        return wire.Heartbeat(progress=self.engine.progress + self.stalls, busy=bool(self.inbox.held()))
 
 
 @pytest.fixture
@@ -280,8 +314,8 @@ def make_worker(world):
     with Pool(budget_bytes=1 << 20) as pool:
         workers = []
 
-        def make(name):
-            workers.append(Worker(world, name, pool))
+        def make(name, task=TASK):
+            workers.append(Worker(world, name, pool, task))
             return workers[-1]
 
         yield make
@@ -358,3 +392,55 @@ def test_a_deadline_passes_on_simulated_time(world, client, make_worker):
         reply.result(0)
     world.run(10.0)
     assert world.broker.router.outcomes == {"expired": 1}
+
+
+def chunks(reply, start, count):
+    """The next parts of a stream, which have come."""
+    outputs = []
+    for position in range(start, start + count):
+        outputs += reply.outputs_from(position, 1)[0]
+    return [int(output.audio_data[0]) for output in outputs]
+
+
+def test_a_stream_pauses_while_nobody_reads(world, client, make_worker):
+    """Its worker goes no further than the window, is not taken for hung, and goes on when it is read."""
+    worker = make_worker(b"w", AUDIO)
+    world.run(1.0)
+    reply = client.submit("20", task=AUDIO)
+    world.run(200.0)
+    assert reply._reading.came == WINDOW
+    assert worker.lives
+    assert worker.engine.progress == 2 * WINDOW
+    seen = []
+    while len(seen) < 20:
+        seen += chunks(reply, len(seen), WINDOW)
+        world.run(2 * WINDOW * RUN_S)
+    assert seen == list(range(20))
+    assert reply.done
+
+
+@pytest.mark.parametrize("who", ["worker", "coordinator"])
+def test_a_stream_that_pauses_survives_a_death(world, client, make_worker, who):
+    """The next worker runs it from its start, no further than its reader; he sees each part once."""
+    make_worker(b"w1", AUDIO)
+    world.run(1.0)
+    reply = client.submit("20", task=AUDIO)
+    world.run(50.0)
+    seen = chunks(reply, 0, 3)
+    world.run(50.0)
+    assert reply._reading.came == 3 + WINDOW
+    if who == "worker":
+        make_worker(b"w2", AUDIO)
+        world.run(1.0)
+        world.kill(b"w1")
+    else:
+        world.broker = None
+        world.run(1.0)
+        world.start_coordinator(expects_fleet=True)
+    for _ in range(20):
+        seen += chunks(reply, len(seen), 1)
+        world.run(100.0)
+        assert reply._reading.came <= len(seen) + 2 * WINDOW
+    assert seen == list(range(20))
+    assert reply.done
+    assert not world.broker.router.requests

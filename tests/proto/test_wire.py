@@ -389,6 +389,9 @@ def test_w_12_times_are_finite(kind, make, value):
         (wire.Welcome, "heartbeat_s", [0.001], [0, -1]),
         (wire.Error, "retry_after_s", [0, 1.5], [-0.001]),
         (wire.Partial, "seq", [0, 2**53], [-1, 2**53 + 1]),
+        (wire.Consumed, "parts", [0, 2**53], [-1, 2**53 + 1]),
+        (wire.Submit, "window_parts", [0, 2**53], [-1, 2**53 + 1]),
+        (wire.Ready, "features", [[], ["f"] * 64], [["f"] * 65]),
     ],
 )
 def test_w_13_numbers_are_in_bounds(kind, field, taken, refused):

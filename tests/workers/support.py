@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -100,10 +101,11 @@ class Bench:
         task: ty.PipelineTask = EMBED,
         settings: Settings = CALM,
         max_batch_size: int = 8,
+        unread_s: float = math.inf,
     ) -> None:
         self.pipeline = Told(act)
         self.pool = pool
-        self.inbox = Inbox(Batcher(max_batch_size=max_batch_size, max_wait_s=0.0))
+        self.inbox = Inbox(Batcher(max_batch_size=max_batch_size, max_wait_s=0.0, unread_s=unread_s))
         self.answers: list[Answer] = []
         self.on_send: Callable[[list[Answer]], None] = lambda _: None
         self.engine = Engine(
@@ -132,6 +134,11 @@ class Bench:
         """Work off what was put."""
         self.inbox.drain()
         self.engine.run()
+
+    def run_until_idle(self) -> None:
+        """Work until there is nothing that can go on."""
+        while batch := self.inbox.poll()[0]:
+            self.engine.answer(self.engine.execute(batch))
 
     def answer(self, *requests: Any) -> dict[str, Answer]:
         """What each of these requests is answered, when they come together."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensoryard.workers.batcher import Batcher, Work
+from tensoryard.workers.window import Window
 
 from .support import plain_work
 
@@ -137,6 +138,102 @@ def test_finishing_an_older_attempt_leaves_a_newer_one_alone():
     assert batcher.held() == [work]
     batcher.finish(work)
     assert batcher.held() == []
+
+
+# -- streams whose readers do not keep up ------------------------------------------------------------------------------
+
+
+def stream(request_id: str, parts: int = 1, **fields: Any) -> Work:
+    work = plain_work(request_id, **fields)
+    work.window = Window(parts=parts, size_bytes=1 << 20)
+    return work
+
+
+def step(batcher: Batcher, at: float = 9.0) -> list[str]:
+    """One batch, an output for each of it; returns their names."""
+    batch, _ = batcher.next_batch(at)
+    for work in batch:
+        work.window.send(10)
+        work.seq += 1
+    return names(batch)
+
+
+def test_a_stream_that_is_not_read_leaves_the_batch_and_others_go_on():
+    """It takes part again once it is read, before those that came later."""
+    batcher = filled(0, max_batch_size=2, max_wait_s=0.0)
+    for work in (stream("slow"), stream("fast", parts=100), stream("late", parts=100)):
+        batcher.add(work)
+    assert step(batcher) == ["slow", "fast"]
+    assert step(batcher) == ["fast", "late"]
+    assert len(batcher) == 3
+    batcher.consume("slow", 1, 1)
+    assert step(batcher) == ["slow", "fast"]
+    assert step(batcher) == ["fast", "late"]
+
+
+def test_only_pausing_streams_are_waited_for_without_end():
+    """Nothing to do is no reason to hurry, and no trouble of the pipeline's: that is told apart by `is_stalled`."""
+    batcher = filled(0, max_wait_s=0.0)
+    assert not batcher.is_stalled
+    batcher.add(stream("a"))
+    assert not batcher.is_stalled
+    assert step(batcher) == ["a"]
+    assert not batcher.is_stalled, "the step may not be over"
+    assert batcher.next_batch(9.0) == ([], None)
+    assert batcher.is_stalled
+    batcher.add(plain_work("b"))
+    assert not batcher.is_stalled
+    batcher.next_batch(9.0)
+    batcher.consume("a", 1, 1)
+    assert not batcher.is_stalled
+
+
+def test_a_pausing_stream_can_be_cancelled():
+    """It comes once more, to be answered, also beside a batch that is full."""
+    batcher = filled(0, max_batch_size=1, max_wait_s=0.0)
+    batcher.add(stream("a"))
+    step(batcher)
+    batcher.add(stream("b", parts=100))
+    assert step(batcher) == ["b"]
+    assert batcher.cancel("a", 1) is None
+    assert step(batcher) == ["a", "b"]
+
+
+def test_what_was_read_counts_for_its_attempt_only():
+    """Word for another attempt, or for a stranger, moves nothing."""
+    batcher = filled(0, max_wait_s=0.0)
+    batcher.add(stream("a"))
+    step(batcher)
+    for request_id, attempt in [("a", 2), ("b", 1)]:
+        batcher.consume(request_id, attempt, 1)
+    assert step(batcher) == []
+
+
+def test_what_is_read_of_a_waiting_attempt_counts():
+    """A request that runs again, and whose reader reads on before it begins, does not wait for him."""
+    batcher = filled(0, max_wait_s=0.0)
+    batcher.add(stream("a", parts=2))
+    batcher.consume("a", 1, 3)
+    assert [step(batcher) for _ in range(6)] == [["a"]] * 5 + [[]]
+
+
+def test_a_stream_that_nobody_reads_ends():
+    """After `unread_s` of pausing it is cancelled, with the reason; whoever reads in time has as long again."""
+    batcher = Batcher(max_batch_size=2, max_wait_s=0.0, unread_s=30.0)
+    work, other = stream("a"), stream("b")
+    batcher.add(work)
+    batcher.add(other)
+    step(batcher, at=0.0)
+    assert batcher.next_batch(1.0) == ([], 30.0)
+    batcher.consume("b", 1, 1)
+    assert step(batcher, at=20.0) == ["b"]
+    assert batcher.next_batch(25.0) == ([], 6.0)
+    assert batcher.next_batch(31.0) == ([work], None)
+    assert work.context.cancelled
+    assert "nothing of its stream was read for 30 s (unread_s), after 1 outputs" in str(work.failure)
+    batcher.finish(work)
+    assert batcher.next_batch(54.0) == ([], 1.0)
+    assert batcher.next_batch(55.0) == ([other], None)
 
 
 class Naive:

@@ -54,6 +54,9 @@ class Scene:
     def cancel(self, key):
         self.told.append(("cancel", key))
 
+    def consume(self, key, parts):
+        self.told.append(("consume", key, parts))
+
     def drain(self):
         self.told.append(("drain",))
 
@@ -121,11 +124,12 @@ def test_the_lower_limits_count(scene):
 
 
 def test_work_is_handed_on(known):
-    """REQUEST, CANCEL_WORK and DRAIN reach the intake as they are."""
+    """REQUEST, CANCEL_WORK, CONSUMED and DRAIN reach the intake as they are."""
     known.say(wire.Dispatch(request_id="r", attempt=2), b"body")
+    known.say(wire.Consumed(request_id="r", attempt=2, parts=3))
     known.say(wire.CancelWork(request_id="r", attempt=2))
     known.say(wire.Drain())
-    assert known.told == [("take", "r", [b"body"]), ("cancel", ("r", 2)), ("drain",)]
+    assert known.told == [("take", "r", [b"body"]), ("consume", ("r", 2), 3), ("cancel", ("r", 2)), ("drain",)]
 
 
 @pytest.mark.parametrize("message", [wire.Heartbeat(), wire.Disconnect(), wire.Rejoin()])

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from tensoryard.proto.codec import decode_body
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool, Reader
 from tensoryard.workers.answers import MAX_TEXT_CHARS, describe
+from tensoryard.workers.window import Window
 
 from .support import AUDIO, Bench, audio, audio_request, embed_request, embedding, in_thread, until
 
@@ -216,6 +218,41 @@ def test_an_error_ends_a_stream(pool):
     bench.put(audio_request("a"))
     bench.run()
     assert [(output.seq, output.code) for output, _, _ in bench.answers] == [(0, ""), (1, "pipeline_error")]
+    assert bench.pipeline.released == ["a"]
+
+
+def test_w_34_a_stream_goes_no_further_than_its_window(pool):
+    """Two outputs, in number or in bytes with their arrays, and no third until one was read; the others are served."""
+    bench = Bench(
+        lambda batch: {r: audio(ACTIVE if c.chunks_sent < 4 else DONE, 20_000) for r, c in batch.items()},
+        pool,
+        task=AUDIO,
+    )
+    by_parts, by_bytes, free = bench.put(*(audio_request(name) for name in ("parts", "bytes", "free")))
+    by_parts.window = Window(parts=2, size_bytes=1 << 30)
+    by_bytes.window = Window(parts=1000, size_bytes=90_000)
+
+    def sent() -> dict[str, int]:
+        return dict(Counter(output.request_id for output, _, _ in bench.answers))
+
+    bench.run_until_idle()
+    assert sent() == {"parts": 2, "bytes": 2, "free": 5}
+    assert bench.pipeline.released == ["free"]
+    bench.inbox.consume("bytes", 1, 1)
+    bench.inbox.consume("parts", 1, 9)
+    bench.run_until_idle()
+    assert sent() == {"parts": 5, "bytes": 3, "free": 5}
+    assert free.window.sent == 5
+
+
+def test_a_stream_that_nobody_reads_ends_as_expired(pool):
+    """Its worker tells why, and the pipeline lets go of it."""
+    bench = Bench(lambda batch: {r: audio(ACTIVE) for r in batch}, pool, task=AUDIO, unread_s=1e-9)
+    [work] = bench.put(audio_request("a"))
+    work.window = Window(parts=1, size_bytes=1)
+    bench.run()
+    assert bench.errors()["a"][0] == "expired"
+    assert "nothing of its stream was read" in bench.errors()["a"][1]
     assert bench.pipeline.released == ["a"]
 
 

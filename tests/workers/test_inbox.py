@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from tensoryard.workers.batcher import Batcher, Work
 from tensoryard.workers.inbox import Inbox
+from tensoryard.workers.window import Window
 
 from .support import in_thread, plain_work, until
 
@@ -98,6 +101,20 @@ def test_draining_wakes_a_thread_that_waits_for_more():
     assert outcome_of_waiting(inbox, inbox.drain) == [work]
     inbox.finish(work)
     assert inbox.next_batch() is None
+
+
+@pytest.mark.parametrize("how", ["read", "cancelled"])
+def test_a_thread_whose_streams_all_pause_is_woken(how):
+    """When one was read, and when one is cancelled."""
+    inbox = inbox_of()
+    work = plain_work("r")
+    work.window = Window(parts=1, size_bytes=1)
+    inbox.put(work)
+    assert inbox.next_batch() == [work]
+    work.window.send(1)
+    acts = {"read": lambda: inbox.consume("r", 1, 1), "cancelled": lambda: inbox.cancel("r", 1)}
+    assert outcome_of_waiting(inbox, acts[how]) == [work]
+    assert not inbox.is_stalled
 
 
 def test_draining_goes_on_with_streams_until_they_end():

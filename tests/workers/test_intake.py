@@ -18,6 +18,7 @@ import pytest
 
 import tensoryard as ty
 from tensoryard import errors
+from tensoryard.proto import wire
 from tensoryard.proto.codec import encode_body
 from tensoryard.settings import Settings
 from tensoryard.shm import Loan, Pool, SharedMemoryArray
@@ -86,7 +87,7 @@ def make_desk(pool) -> Iterator[Callable[..., Desk]]:
     yield make
     for desk in desks:
         desk.intake.close()
-        assert desk.intake._arriving == set()
+        assert not desk.intake._arriving
         until(lambda desk=desk: not desk.intake._queues, "the intake's threads end")
 
 
@@ -365,6 +366,21 @@ def test_cancelling_what_is_being_attached_answers_it_once(desk, slow, client_po
     until(lambda: not desk.intake._queues, "the thread has ended")
     assert desk.inbox.held() == []
     assert len(slow.asked) == 1
+
+
+def test_what_is_read_of_a_request_on_its_way_in_is_not_forgotten(desk, slow, client_pool):
+    """It runs again, and its reader reads on meanwhile: the window has moved when it begins."""
+    request = embed_request("a", LARGE)
+    message = wire.Dispatch(request_id="a", attempt=1, window_parts=2, window_bytes=100, consumed=3)
+    desk.intake.take(message, body_of(request, client_pool))
+    desk.intake.consume(("a", 1), 5)
+    desk.intake.consume(("a", 1), 4)
+    slow.go.set()
+    until(desk.inbox.held, "it is in")
+    [work] = desk.inbox.held()
+    assert work.window.consumed == 5
+    desk.intake.consume(("a", 1), 6)
+    assert work.window.consumed == 6
 
 
 def test_draining_waits_for_what_is_being_attached(desk, slow, client_pool):

@@ -167,6 +167,27 @@ def test_heartbeats_tell_progress_and_whether_there_is_work(desk, hub):
     until(lambda: any((beat.progress, beat.busy) == (6, True) for beat in beats), "a busy beat")
 
 
+def test_pausing_for_readers_is_not_hanging(desk, hub):
+    """While all work pauses, `progress` moves from beat to beat; a pipeline that is at work gets no such help."""
+    beats: list[wire.Heartbeat] = []
+    hub.script = lambda _hub, _peer, message, _body: isinstance(message, wire.Heartbeat) and beats.append(message)
+    request = embed_request("a")
+    hub.send(wire.Dispatch(request_id="a", attempt=1, window_parts=1, window_bytes=1), *body_of(request))
+    [work] = desk.batch()
+    work.window.send(1)
+    hub.wait_beats(3)
+    assert {beat.progress for beat in beats} == {0}, "the step may not be over"
+    assert desk.inbox.poll() == ([], None)
+    until(lambda: len({beat.progress for beat in beats}) > 3, "beats move")
+    hub.send(wire.Consumed(request_id="a", attempt=1, parts=1))
+    until(lambda: work.window.is_open, "it was read")
+    assert desk.batch() == [work]
+    hub.wait_beats(1)
+    seen = beats[-1].progress
+    hub.wait_beats(3)
+    assert beats[-1].progress == seen
+
+
 def test_a_failed_start_is_told_whatever_its_text(make_desk, hub):
     """The end of a long traceback, and bytes that are no text, reach the coordinator."""
     make_desk().link.start_failed("m", "x" * 99_999 + " caf\udce9")
