@@ -21,7 +21,7 @@ import msgspec
 import zmq
 
 from .. import errors
-from ..links import Frames, HubLink, ZmqHub
+from ..links import Frames, HubLink, make_hub
 from ..proto import wire
 from ..proto.status import ClusterStatus, ModelStatus, WorkerStatus
 from ..settings import Settings
@@ -69,9 +69,11 @@ class Coordinator:
         with contextlib.ExitStack() as undo:
             self._connection = ConnectionFile(name)
             undo.callback(self._connection.close)
-            self._hub: HubLink = ZmqHub(
+            self._hub: HubLink = make_hub(
                 [self._connection.hub_address, *addresses],
                 max_frame_bytes=self.settings.max_frame_bytes,
+                # A message a little over the limit is read, so that the request it names gets an error.
+                max_message_bytes=self.settings.max_message_bytes + self.settings.max_frame_bytes,
                 peer_backlog=self.settings.peer_backlog,
             )
             undo.callback(self._hub.close)
@@ -86,7 +88,8 @@ class Coordinator:
         self._host = host_name()
         self._roster = Roster(self._host)
         self._poller = zmq.Poller()
-        self._poller.register(self._hub.pollable, zmq.POLLIN)
+        for pollable in self._hub.pollables:
+            self._poller.register(pollable, zmq.POLLIN)
         self._poller.register(self._stop_fd, zmq.POLLIN)
         #: Body frames of live requests, kept for a retry.
         self._bodies: dict[str, Frames] = {}
@@ -136,8 +139,8 @@ class Coordinator:
 
     def _turn(self) -> None:
         ready = dict(self._poller.poll(self._sleep_ms()))
+        died = self._roster.ended(ready)  # now: what messages bring about may give these numbers to others
         drained = self._take_messages()
-        died = self._roster.ended(ready)
         if died or self._unreachable:
             self._bury_by = self._bury_by or time.monotonic() + _LAST_WORDS_S
             if drained or time.monotonic() > self._bury_by:
@@ -152,8 +155,18 @@ class Coordinator:
             received = self._hub.receive()
             if received is None:
                 return True
-            self._receive(*received)
+            identity, frames = received
+            if frames is None:
+                self._connection_ended(identity)
+            else:
+                self._receive(identity, frames)
         return False
+
+    def _connection_ended(self, identity: bytes) -> None:
+        """The link says so, after all that came before: the peer has died, or closed, or was cut off by the link."""
+        peer = self._roster.get(identity)
+        if peer is not None:
+            self._lose(peer, "ended without a goodbye")
 
     def _bury(self, died: list[Peer]) -> None:
         """Peers that died or cannot be reached, once everything they sent before has been served: last words count."""

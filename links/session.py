@@ -23,8 +23,8 @@ from ..settings import Settings
 from ..shm import host_name
 from ..version import __version__
 from .base import Frames, PeerLink
+from .choice import make_peer
 from .pid_namespace import pid_namespace
-from .zeromq import ZmqPeer
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,12 @@ class Session:
         self._callbacks = callbacks
         self._settings = settings
         self._watch = watch or {}
+        #: What waits for the thread to send it.
         self._outbox: deque[Frames] = deque()
+        #: The link, while any thread may send on it.
+        self._open_link: PeerLink | None = None
         #: Ends a wait of the thread; -1 once closed. The lock, which a signal handler may meet held by its own thread,
-        #: keeps a late `post` from writing to whatever has the number next.
+        #: keeps a late `post` from writing to whatever has the number next, or from overtaking an earlier one.
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.RLock()
         self._closing = False
@@ -94,9 +97,17 @@ class Session:
         self._thread.start()
 
     def post(self, message: wire.Message, body: Frames | tuple[()] = ()) -> None:
-        """Send a message, from any thread."""
-        self._outbox.append([wire.encode(message), *body])
-        self._wake()
+        """Send a message, from any thread: at once where the link lets us, else by waking the session's thread."""
+        frames = [wire.encode(message), *body]
+        link = self._open_link
+        if link is None:
+            with self._wake_lock:
+                link = self._open_link
+                if link is None:
+                    self._outbox.append(frames)
+                    self._wake()
+                    return
+        link.send(frames)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, end the thread. Again is harmless."""
@@ -123,11 +134,12 @@ class Session:
     def _run(self) -> None:
         link: PeerLink | None = None
         try:
-            link = ZmqPeer(self.address)
-            self._hello(link)
+            link = make_peer(self.address, opening=self._opening)
             poller = self._poller(link)
+            self._share(link)
             while not self._closing:
                 self._turn(link, poller)
+            self._open_link = None
             self._flush(link)
             link.send([wire.encode(wire.Disconnect())])
         except ConfigError as error:
@@ -137,18 +149,27 @@ class Session:
             log.exception("the session of %s %s failed", self._role, self._name)
             self._callbacks.on_failure(error)
         finally:
+            self._open_link = None
             if link is not None:
                 link.close()
             self._close_wake_fd()
 
+    def _share(self, link: PeerLink) -> None:
+        """Let other threads send for themselves, after what they have left to us."""
+        if link.any_thread:
+            with self._wake_lock:
+                self._flush(link)
+                self._open_link = link
+
     def _poller(self, link: PeerLink) -> zmq.Poller:
         poller = zmq.Poller()
-        for pollable in (link.pollable, self._wake_fd, *self._watch):
+        for pollable in (*link.pollables, self._wake_fd, *self._watch):
             poller.register(pollable, zmq.POLLIN)
         return poller
 
     def _turn(self, link: PeerLink, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(math.ceil(max(self._next_beat - time.monotonic(), 0) * 1000)))
+        due = min(self._next_beat, link.next_try())
+        ready = dict(poller.poll(math.ceil(max(due - time.monotonic(), 0) * 1000)))
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
         for fd, call in self._watch.items():
@@ -170,12 +191,9 @@ class Session:
         for _ in range(len(self._outbox)):
             link.send(self._outbox.popleft())
 
-    def _hello(self, link: PeerLink) -> None:
-        """Ask to be let in, unless an answer to that is still due."""
-        now = time.monotonic()
-        if now - self._asked_at < self._settings.heartbeat_s:
-            return
-        self._asked_at = now
+    def _opening(self) -> Frames:
+        """HELLO: the first word to a coordinator."""
+        self._asked_at = time.monotonic()
         hello = wire.Hello(
             version=wire.WIRE_VERSION,
             role=self._role,
@@ -185,7 +203,12 @@ class Session:
             pid_namespace=pid_namespace(),
             software=f"tensoryard {__version__}",
         )
-        link.send([wire.encode(hello)])
+        return [wire.encode(hello)]
+
+    def _rejoin(self, link: PeerLink) -> None:
+        """Ask to be let in again, unless an answer to that is still due."""
+        if time.monotonic() - self._asked_at >= self._settings.heartbeat_s:
+            link.send(self._opening())
 
     def _beat(self, link: PeerLink) -> None:
         now = time.monotonic()
@@ -193,7 +216,9 @@ class Session:
         if not self._heard:
             self.silent_s += planned_s
         self._heard = False
-        link.send([wire.encode(self._callbacks.on_beat(self.silent_s))])
+        beat = self._callbacks.on_beat(self.silent_s)
+        if link.connected:
+            link.send([wire.encode(beat)])
         lost = self.silent_s > self._settings.liveness_s
         self._last_beat = now
         self._next_beat = now + self._settings.heartbeat_s * (_LOST_BEAT_FACTOR if lost else 1)
@@ -209,7 +234,7 @@ class Session:
                 self._asked_at = -math.inf
                 self._callbacks.on_welcome(message)
             case wire.Rejoin():
-                self._hello(link)
+                self._rejoin(link)
             case wire.Refused():
                 self._callbacks.on_refused(from_wire(message.code, message.text))
             case wire.Heartbeat():

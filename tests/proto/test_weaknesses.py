@@ -42,6 +42,8 @@ from tensoryard.proto.codec import SHARED, decode_body, encode_body
 from tensoryard.proto.open_responses_body import OpenResponsesRequestBody
 from tensoryard.shm import Pool, Reader, os_memory
 
+from ..scripted import has_input
+
 TESTS = Path(__file__).resolve().parents[1]
 NUMBERS = range(1, 49)
 ARRAY = np.arange(1 << 16, dtype=np.float32)
@@ -559,7 +561,7 @@ def received(end):
     give_up = time.monotonic() + 60
     while (message := end.receive()) is None:
         assert time.monotonic() < give_up
-        end.pollable.poll(50)
+        has_input(end, 50)
     return message
 
 
