@@ -41,6 +41,8 @@ def main() -> int:
         threading.Thread(target=_stop_at_end_of, args=(args.life_fd, coordinator), daemon=True).start()
     _tell(args.ready_fd, f"address {coordinator.address}")
     coordinator.run()
+    for number in (signal.SIGTERM, signal.SIGINT):  # one more, while Python winds up, would spoil a good end
+        signal.signal(number, signal.SIG_IGN)
     return 0
 
 

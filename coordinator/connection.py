@@ -56,7 +56,7 @@ class ConnectionFile:
     @property
     def hub_address(self) -> str:
         """The address in the runtime folder that goes with the name."""
-        return f"ipc://{self._path.with_suffix('.hub')}"
+        return f"unix://{self._path.with_suffix('.hub')}"
 
     def publish(self, address: str, version: str) -> None:
         """Write the file, whole or not at all."""
@@ -87,7 +87,7 @@ def sweep(folder: Path) -> list[str]:
 
 def _remove(path: Path) -> None:
     """The files that go with a name, the lock last. Only while its lock is held."""
-    for suffix in (".json", ".json.new", ".hub", ".lock"):
+    for suffix in (".json", ".json.new", ".hub", ".hub~", ".lock"):
         path.with_suffix(suffix).unlink(missing_ok=True)
 
 

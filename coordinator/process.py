@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import zmq
 
-from ..links import HubLink, ZmqHub
+from ..links import HubLink, make_hub
 from ..settings import Settings
 from ..shm import host_name
 from ..version import __version__
@@ -57,9 +57,11 @@ class Coordinator:
         with contextlib.ExitStack() as undo:
             self._connection = ConnectionFile(name)
             undo.callback(self._connection.close)
-            self._hub: HubLink = ZmqHub(
+            self._hub: HubLink = make_hub(
                 [self._connection.hub_address, *addresses],
                 max_frame_bytes=self.settings.max_frame_bytes,
+                # A message a little over the limit is read, so that the request it names gets an error.
+                max_message_bytes=self.settings.max_message_bytes + self.settings.max_frame_bytes,
                 peer_backlog=self.settings.peer_backlog,
             )
             undo.callback(self._hub.close)
@@ -81,7 +83,8 @@ class Coordinator:
             expects_fleet=expects_fleet,
         )
         self._poller = zmq.Poller()
-        self._poller.register(self._hub.pollable, zmq.POLLIN)
+        for pollable in self._hub.pollables:
+            self._poller.register(pollable, zmq.POLLIN)
         self._poller.register(self._stop_fd, zmq.POLLIN)
         self._processes = ProcessWatch(self._poller, self.broker.host)
         #: Peers to which something could not be sent; a dict for its order.
@@ -116,8 +119,8 @@ class Coordinator:
 
     def _turn(self) -> None:
         ready = dict(self._poller.poll(self._sleep_ms()))
+        died = self._processes.ended(ready)  # now: what messages bring about may give these numbers to others
         drained = self._take_messages()
-        died = self._processes.ended(ready)
         if died or self._unreachable:
             self._bury_by = self._bury_by or time.monotonic() + _LAST_WORDS_S
             if drained or time.monotonic() > self._bury_by:
@@ -138,7 +141,11 @@ class Coordinator:
             received = self._hub.receive()
             if received is None:
                 return True
-            self.broker.message(*received, time.monotonic())
+            identity, frames = received
+            if frames is None:  # the link says so, after all that came before
+                self.broker.peer_gone(identity, "ended without a goodbye", time.monotonic())
+            else:
+                self.broker.message(identity, frames, time.monotonic())
             self._act()
         return False
 

@@ -1,11 +1,30 @@
 """Links: the thin seam between our processes and a transport; frames go in at one end and come out at the other.
 
-`base.py` says what a link is, `zeromq.py` is one; `session.py` is a peer's conversation over one.
+`base.py` says what a link is, `choice.py` picks one by address: `seqpacket_hub.py` and `seqpacket_peer.py` within one
+host, `zeromq.py` between hosts. `memory.py` is one without any transport; `session.py` a peer's conversation over one.
 """
 
-from .base import Frames, HubLink, PeerLink
+from .base import Frames, HubLink, Opening, PeerLink
+from .choice import make_hub, make_peer
+from .memory import MemoryNetwork
 from .pid_namespace import pid_namespace
+from .seqpacket_hub import SeqpacketHub
+from .seqpacket_peer import SeqpacketPeer
 from .session import Session
 from .zeromq import ZmqHub, ZmqPeer
 
-__all__ = ["Frames", "HubLink", "PeerLink", "Session", "ZmqHub", "ZmqPeer", "pid_namespace"]
+__all__ = [
+    "Frames",
+    "HubLink",
+    "MemoryNetwork",
+    "Opening",
+    "PeerLink",
+    "SeqpacketHub",
+    "SeqpacketPeer",
+    "Session",
+    "ZmqHub",
+    "ZmqPeer",
+    "make_hub",
+    "make_peer",
+    "pid_namespace",
+]

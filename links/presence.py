@@ -65,20 +65,25 @@ class Presence:
         self.next_beat = at
         self._last_beat = at
 
+    def opening(self, at: float) -> wire.Frames:
+        """HELLO: the first word to a coordinator, also to one that took another's place."""
+        self._asked_at = at
+        return [wire.encode(self._hello)]
+
     def greet(self, link: Sender, at: float) -> None:
         """Ask to be let in, unless an answer to that is still due."""
-        if at - self._asked_at < self._settings.heartbeat_s:
-            return
-        self._asked_at = at
-        link.send([wire.encode(self._hello)])
+        if at - self._asked_at >= self._settings.heartbeat_s:
+            link.send(self.opening(at))
 
-    def beat(self, link: Sender, at: float) -> None:
-        """A beat is due: count the silence, tell the owner, and send what it says."""
+    def beat(self, link: Sender | None, at: float) -> None:
+        """A beat is due: count the silence, tell the owner, and send what it says, if there is a link."""
         planned_s = self.next_beat - self._last_beat
         if not self._heard:
             self.silent_s += planned_s
         self._heard = False
-        link.send([wire.encode(self._callbacks.on_beat(self.silent_s))])
+        beat = self._callbacks.on_beat(self.silent_s)
+        if link is not None:
+            link.send([wire.encode(beat)])
         lost = self.silent_s > self._settings.liveness_s
         self._last_beat = at
         self.next_beat = at + self._settings.heartbeat_s * (_LOST_BEAT_FACTOR if lost else 1)

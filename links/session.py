@@ -23,9 +23,9 @@ from ..settings import Settings
 from ..shm import host_name
 from ..version import __version__
 from .base import Frames, PeerLink
+from .choice import make_peer
 from .pid_namespace import pid_namespace
 from .presence import Callbacks, Presence
-from .zeromq import ZmqPeer
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,12 @@ class Session:
         self._name = name
         self._callbacks = callbacks
         self._watch = watch or {}
+        #: What waits for the thread to send it.
         self._outbox: deque[Frames] = deque()
+        #: The link, while any thread may send on it.
+        self._open_link: PeerLink | None = None
         #: Ends a wait of the thread; -1 once closed. The lock, which a signal handler may meet held by its own thread,
-        #: keeps a late `post` from writing to whatever has the number next.
+        #: keeps a late `post` from writing to whatever has the number next, or from overtaking an earlier one.
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.RLock()
         self._closing = False
@@ -82,9 +85,17 @@ class Session:
         self._thread.start()
 
     def post(self, message: wire.Message, body: Frames | tuple[()] = ()) -> None:
-        """Send a message, from any thread."""
-        self._outbox.append([wire.encode(message), *body])
-        self._wake()
+        """Send a message, from any thread: at once where the link lets us, else by waking the session's thread."""
+        frames = [wire.encode(message), *body]
+        link = self._open_link
+        if link is None:
+            with self._wake_lock:
+                link = self._open_link
+                if link is None:
+                    self._outbox.append(frames)
+                    self._wake()
+                    return
+        link.send(frames)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, end the thread. Again is harmless."""
@@ -111,11 +122,12 @@ class Session:
     def _run(self) -> None:
         link: PeerLink | None = None
         try:
-            link = ZmqPeer(self.address)
-            self._presence.greet(link, time.monotonic())
+            link = make_peer(self.address, opening=lambda: self._presence.opening(time.monotonic()))
             poller = self._poller(link)
+            self._share(link)
             while not self._closing:
                 self._turn(link, poller)
+            self._open_link = None
             self._flush(link)
             link.send([wire.encode(wire.Disconnect())])
         except ConfigError as error:
@@ -125,18 +137,27 @@ class Session:
             log.exception("the session of %s %s failed", self._role, self._name)
             self._callbacks.on_failure(error)
         finally:
+            self._open_link = None
             if link is not None:
                 link.close()
             self._close_wake_fd()
 
+    def _share(self, link: PeerLink) -> None:
+        """Let other threads send for themselves, after what they have left to us."""
+        if link.any_thread:
+            with self._wake_lock:
+                self._flush(link)
+                self._open_link = link
+
     def _poller(self, link: PeerLink) -> zmq.Poller:
         poller = zmq.Poller()
-        for pollable in (link.pollable, self._wake_fd, *self._watch):
+        for pollable in (*link.pollables, self._wake_fd, *self._watch):
             poller.register(pollable, zmq.POLLIN)
         return poller
 
     def _turn(self, link: PeerLink, poller: zmq.Poller) -> None:
-        ready = dict(poller.poll(math.ceil(max(self._presence.next_beat - time.monotonic(), 0) * 1000)))
+        due = min(self._presence.next_beat, link.next_try())
+        ready = dict(poller.poll(math.ceil(max(due - time.monotonic(), 0) * 1000)))
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
         for fd, call in self._watch.items():
@@ -150,7 +171,7 @@ class Session:
         self._flush(link)
         now = time.monotonic()
         if now >= self._presence.next_beat:
-            self._presence.beat(link, now)
+            self._presence.beat(link if link.connected else None, now)
 
     def _flush(self, link: PeerLink) -> None:
         """Send what is queued now; what is posted meanwhile wakes the next turn."""

@@ -1,12 +1,14 @@
 """Links over ZeroMQ: ROUTER at the hub, DEALER at each peer.
 
-One of the implementations of `base.py`; works between hosts and within one. ZeroMQ reconnects by itself; that the
-other side is really gone is for heartbeats to find out. A frame over the limit makes ZeroMQ cut its sender off.
+One of the implementations of `base.py`, for `tcp://` between hosts and for `ipc://`. ZeroMQ reconnects by itself,
+unseen; that the other side is really gone is for heartbeats to find out. A frame over the limit makes ZeroMQ cut its
+sender off.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import threading
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from typing import Any
 import zmq
 
 from ..errors import ConfigError
-from .base import Frames
+from .base import Frames, Opening
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,15 @@ class ZmqPeer:
 
     `max_frame_bytes` bounds what is taken from the hub; -1: anything, since what a coordinator passes on has met its
     own limit, and an answer that was refused here would be missed for ever.
+
+    `opening` is said once, first of all: a hub that took another's place is not noticed here.
     """
 
-    def __init__(self, address: str, *, max_frame_bytes: int = -1) -> None:
+    any_thread = False
+    #: As far as can be told.
+    connected = True
+
+    def __init__(self, address: str, *, opening: Opening | None = None, max_frame_bytes: int = -1) -> None:
         self._address = address
         # A context of its own: only its end tells that what was queued has left. One that is shared outlives the
         # socket, and a process that ends right after `close` would take its last messages with it.
@@ -55,14 +63,22 @@ class ZmqPeer:
         except (zmq.ZMQError, TypeError, ValueError) as error:
             self._context.destroy(linger=0)
             raise ConfigError(f"{address!r} is no address: {error}; addresses begin with ipc:// or tcp://") from error
+        if opening is not None:
+            self.send(opening())
 
     @property
-    def pollable(self) -> Any:
+    def pollables(self) -> Sequence[Any]:
         """The socket."""
-        return self._socket
+        return (self._socket,)
+
+    def next_try(self) -> float:
+        """ZeroMQ has a thread for that."""
+        return math.inf
 
     def send(self, frames: Sequence[Any]) -> None:
-        """Queue a message."""
+        """Queue a message; after `close`, drop it."""
+        if self._socket.closed:
+            return
         copy = _all_small(frames)
         try:
             self._socket.send_multipart(frames, copy=copy)
@@ -122,9 +138,9 @@ class ZmqHub:
         return self._addresses
 
     @property
-    def pollable(self) -> Any:
+    def pollables(self) -> Sequence[Any]:
         """The socket."""
-        return self._socket
+        return (self._socket,)
 
     def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
         """Send to a peer without waiting; False when it is gone or has `peer_backlog` messages unread."""
@@ -136,8 +152,8 @@ class ZmqHub:
             raise
         return True
 
-    def receive(self) -> tuple[bytes, Frames] | None:
-        """The next message and who sent it, or None."""
+    def receive(self) -> tuple[bytes, Frames | None] | None:
+        """The next message and who sent it, or None. Nobody's end is ever told."""
         frames = _receive(self._socket)
         return (bytes(frames[0]), frames[1:]) if frames is not None else None
 

@@ -19,7 +19,7 @@ import msgspec
 import zmq
 
 from tensoryard.coordinator import Coordinator
-from tensoryard.links import ZmqHub, ZmqPeer, pid_namespace
+from tensoryard.links import make_hub, make_peer, pid_namespace
 from tensoryard.proto import wire
 from tensoryard.proto.codec import encode_body
 from tensoryard.proto.status import ClusterStatus
@@ -34,9 +34,17 @@ _DECODERS: dict[str, Any] = {"client": wire.TO_CLIENT, "worker": wire.TO_WORKER,
 READY: dict[str, Any] = {"model": "m", "task": "embeddings_generation", "deployment": "d", "credits": 4}
 
 
-def fresh_address() -> str:
+def fresh_address(scheme: str = "unix") -> str:
     """An address in the private runtime folder that nobody uses."""
-    return f"ipc://{runtime_dir()}/{secrets.token_hex(4)}.hub"
+    return f"{scheme}://{runtime_dir()}/{secrets.token_hex(4)}.hub"
+
+
+def has_input(end: Any, wait_ms: float) -> bool:
+    """Wait for input at an end of a link, for at most so long; whether there is some."""
+    poller = zmq.Poller()
+    for pollable in end.pollables:
+        poller.register(pollable, zmq.POLLIN)
+    return bool(poller.poll(wait_ms))
 
 
 def submit(request_id: str, **fields: Any) -> wire.Submit:
@@ -116,7 +124,7 @@ class Peer:
         hello: bool = True,
         **fields: Any,
     ) -> None:
-        self.link = ZmqPeer(address)
+        self.link = make_peer(address)
         self.role = role
         self.name = name or f"{role}-{secrets.token_hex(3)}"
         self.welcome: Any = None
@@ -173,7 +181,7 @@ class Peer:
             frames = self.link.receive()
             if frames is None:
                 self.meanwhile()
-                self.link.pollable.poll(20)
+                has_input(self.link, 20)
                 continue
             message = wire.decode(_DECODERS[self.role], frames[0])
             if kind is wire.Heartbeat or not isinstance(message, wire.Heartbeat):
@@ -229,7 +237,7 @@ class Worker:
                 if time.monotonic() >= next_beat:
                     peer.send(wire.Heartbeat(busy=True, progress=time.monotonic_ns()))
                     next_beat = time.monotonic() + 0.1
-                peer.link.pollable.poll(5)
+                has_input(peer.link, 5)
                 while (frames := peer.link.receive()) is not None:
                     self._receive(peer, frames)
         except BaseException as error:
@@ -299,10 +307,11 @@ class Hub:
         assert self._bound.wait(DEADLINE_S), "the hub was not bound"
 
     def _run(self) -> None:
-        self._hub = ZmqHub([self.address], max_frame_bytes=1 << 28, peer_backlog=100_000)
+        self._hub = make_hub([self.address], max_frame_bytes=1 << 28, max_message_bytes=1 << 30, peer_backlog=100_000)
         self._bound.set()
         poller = zmq.Poller()
-        poller.register(self._hub.pollable, zmq.POLLIN)
+        for pollable in self._hub.pollables:
+            poller.register(pollable, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         try:
             while not self._stop:
@@ -314,7 +323,9 @@ class Hub:
                     received = self._hub.receive()
                     if received is None:
                         break
-                    self._receive(*received)
+                    peer, frames = received
+                    if frames is not None:
+                        self._receive(peer, frames)
         finally:
             self._hub.close()
 

@@ -24,7 +24,10 @@ PINNED = {
     """,
     "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply connect connect_async",
     "tensoryard.coordinator": "Connection Coordinator Router connections read_connection",
-    "tensoryard.links": "Frames HubLink PeerLink Session ZmqHub ZmqPeer pid_namespace",
+    "tensoryard.links": """
+        Frames HubLink MemoryNetwork Opening PeerLink SeqpacketHub SeqpacketPeer Session ZmqHub ZmqPeer make_hub
+        make_peer pid_namespace
+    """,
 }
 
 

@@ -12,8 +12,10 @@ import pytest
 
 import tensoryard as ty
 from tensoryard import errors
-from tensoryard.links import ZmqPeer
+from tensoryard.links import make_peer
 from tensoryard.proto import wire
+
+from ..scripted import has_input
 
 pytestmark = pytest.mark.process
 
@@ -112,12 +114,12 @@ class _Stranger:
     """A peer that says what it likes."""
 
     def __init__(self, address: str) -> None:
-        self._link = ZmqPeer(address, max_frame_bytes=1 << 30)
+        self._link = make_peer(address)
 
     def ask(self, *frames: bytes) -> object:
         """Send frames and decode the next message that is no heartbeat."""
         self._link.send(list(frames))
-        while self._link.pollable.poll(30_000):
+        while has_input(self._link, 30_000):
             received = self._link.receive()
             assert received is not None
             message = wire.decode(wire.TO_CLIENT, received[0])

@@ -22,7 +22,7 @@ from tensoryard.settings import Settings
 from tensoryard.shm import host_name, runtime_dir
 
 from ..baseline import Baseline
-from ..scripted import CALM, DEADLINE_S, READY, Peer, Serving, Worker, closing, stepped, submit
+from ..scripted import CALM, DEADLINE_S, READY, Peer, Serving, Worker, closing, has_input, stepped, submit
 
 WATCHFUL = Settings(heartbeat_s=0.1, liveness_s=1.0)
 
@@ -117,23 +117,27 @@ def test_after_eight_complaints_nonsense_is_only_counted(make_peer, caplog):
     assert len([record for record in caplog.records if "was refused" in record.message]) == 8
 
 
-def test_a_huge_frame_is_its_senders_trouble(make_peer):
-    """A frame over MAXMSGSIZE is never read: its sender is cut off, comes back, and others do not notice."""
-    with Serving(Settings(heartbeat_s=0.1, liveness_s=60.0, max_frame_bytes=100_000)) as serving:
-        liar, other = make_peer(address=serving.address), make_peer(address=serving.address)
+@pytest.mark.parametrize("far", [False, True], ids=["on this host", "over ZeroMQ"])
+def test_a_huge_frame_is_its_senders_trouble(make_peer, far):
+    """A frame over the limit is never read: its sender is cut off, comes back, and others do not notice."""
+    settings = Settings(heartbeat_s=0.1, liveness_s=60.0, max_frame_bytes=100_000)
+    with Serving(settings, addresses=["tcp://127.0.0.1:0"]) as serving:
+        address = serving.coordinator.addresses[far]
+        liar, other = make_peer(address=address), make_peer(address=address)
         liar.send(submit("big"), bytes(200_000))
-        assert other.status().clients == 2
-        liar.send(wire.Heartbeat())
         assert other.status().live_requests == 0
         give_up = time.monotonic() + DEADLINE_S
-        answered = None
-        while answered is None:  # what was sent on the broken connection may be lost with it
+        answered = False
+        while not answered:  # what was sent on the broken connection may be lost with it
             assert time.monotonic() < give_up, "the sender was not heard again"
             liar.ask_status()
-            liar.link.pollable.poll(50)
+            has_input(liar.link, 50)
             while (frames := liar.link.receive()) is not None:
                 message = wire.decode(wire.TO_CLIENT, frames[0])
-                answered = message if isinstance(message, wire.Report) else answered
+                answered = answered or isinstance(message, wire.Report)
+                if isinstance(message, wire.Rejoin):
+                    liar.hello()
+        assert other.status().live_requests == 0
 
 
 def test_a_request_over_the_message_limit_fails_alone(make_peer):
@@ -505,6 +509,69 @@ def test_a_killed_process_is_seen_at_once(make_peer, client):
     worker.take(wire.Rejoin)
 
 
+def test_an_end_of_file_is_a_death_notice(make_peer, client):
+    """A worker of which no process can be seen is gone when its connection ends, after its last words."""
+    fleet, other = make_peer("fleet"), make_peer("worker")
+    worker = make_peer("worker", pid_namespace="pid:[1]")
+    worker.send(wire.Ready(**READY))
+    assert fleet.take(wire.WorkerNotice)[0].what == "ready"
+    for name in ("told", "lost"):
+        client.send(submit(name), b"body")
+    told, _ = worker.take(wire.Dispatch)
+    worker.take(wire.Dispatch)
+    other.ready()
+    fleet.take(wire.WorkerNotice)
+    worker.answer(told, b"last words")
+    worker.close()
+    notice, _ = fleet.take(wire.WorkerNotice)
+    assert (notice.worker, notice.what) == (worker.name, "gone")
+    assert "without a goodbye" in notice.text
+    assert client.take(wire.Final)[0].request_id == "told"
+    assert other.take(wire.Dispatch)[0].request_id == "lost"
+
+
+def test_whoever_connects_anew_joins_anew(make_peer, client):
+    """A worker whose connection ended is not counted on: its request runs elsewhere; back, it says HELLO and serves."""
+    worker, other = make_peer("worker"), make_peer("worker")
+    worker.ready()
+    client.send(submit("r"), b"body")
+    first, _ = worker.take(wire.Dispatch)
+    other.ready()
+    worker.link._let_go()
+    again, _ = other.take(wire.Dispatch)
+    assert (again.request_id, again.attempt) == ("r", first.attempt + 1)
+    worker.beat()
+    worker.take(wire.Rejoin)
+    worker.hello()
+    worker.take(wire.Welcome)
+    worker.ready()
+    worker.answer(first, b"of an earlier life")
+    assert worker.take(wire.Discard)[0].attempt == first.attempt
+    other.answer(again, b"done")
+    assert content(client.take(wire.Final)[1]) == [b"done"]
+    client.send(submit("s"), b"body")
+    worker.take(wire.Dispatch)
+
+
+@pytest.mark.process
+def test_a_number_that_is_given_again_buries_nobody():
+    """A process ends, its peer leaves, and a newcomer gets the number of its descriptor in one turn: it is not lost."""
+    with stepped() as coordinator, subprocess.Popen(["sleep", "1000"]) as process:
+        old, new = (Peer(coordinator.address, "worker", hello=False) for _ in range(2))
+        with closing(old, new):
+            old.meanwhile = new.meanwhile = coordinator._turn
+            old.hello(pid=process.pid)
+            old.take(wire.Welcome)
+            (number,) = coordinator._roster._by_pidfd
+            process.kill()
+            process.wait(DEADLINE_S)
+            old.send(wire.Disconnect())
+            new.hello()
+            new.take(wire.Welcome)
+            assert [peer.name for peer in coordinator._roster.all()] == [new.name]
+            assert list(coordinator._roster._by_pidfd) == [number], "the number was not given again"
+
+
 @pytest.mark.process
 def test_last_words_count():
     """What a worker sent before it died is served, more than fits one turn, although its death is known already."""
@@ -586,11 +653,11 @@ def test_a_flood_does_not_stop_the_clock():
             assert time.monotonic() < give_up, "the flood did not come"
             for _ in range(600):
                 flood.beat()
-            coordinator._hub.pollable.poll(50)
+            has_input(coordinator._hub, 50)
             due = coordinator.broker._next_beat = time.monotonic()
             coordinator._turn()
             assert coordinator.broker._next_beat > due, "a turn did not look at the clock"
-            left = bool(coordinator._hub.pollable.poll(0))
+            left = has_input(coordinator._hub, 0)
 
 
 def test_everybody_hears_heartbeats(make_peer):
@@ -857,7 +924,7 @@ def test_it_can_be_found_as_soon_as_it_is_made():
     with stepped() as coordinator, closing(Peer(coordinator.address, hello=False)) as (peer,):
         assert read_connection(coordinator.name).address == coordinator.address
         peer.hello()
-        assert coordinator._hub.pollable.poll(DEADLINE_S * 1000), "the HELLO has come before anybody serves"
+        assert has_input(coordinator._hub, DEADLINE_S * 1000), "the HELLO has come before anybody serves"
 
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "nonsense"])

@@ -79,9 +79,15 @@ def owner():
     return Owner()
 
 
+@pytest.fixture(params=["unix", "ipc"])
+def scheme(request):
+    """Both kinds of links: those on which any thread sends, and those on which one does."""
+    return request.param
+
+
 @pytest.fixture
-def hub():
-    with Hub() as hub:
+def hub(scheme):
+    with Hub(fresh_address(scheme)) as hub:
         yield hub
 
 
@@ -284,9 +290,9 @@ def test_an_unanswered_hello_is_said_again(hub, owner, make_session):
     owner.until(lambda: owner.told, "the welcome")
 
 
-def test_it_finds_a_replaced_hub(owner, make_session):
-    """It goes on with a second coordinator at the same address, whose REJOIN brings a HELLO and a new epoch."""
-    address = fresh_address()
+def test_it_finds_a_replaced_hub(owner, make_session, scheme):
+    """It goes on with a second coordinator at the same address, says HELLO, and hears its epoch."""
+    address = fresh_address(scheme)
     rejoin = lambda hub, peer, message, _body: (
         isinstance(message, wire.Heartbeat) and not hub.of(wire.Hello) and (hub.send(wire.Rejoin(), to=peer) or True)
     )
@@ -307,14 +313,14 @@ def test_silence_is_measured_and_beats_become_rare(hub, owner, make_session):
     session = make_session(hub.address, Settings(heartbeat_s=0.05, liveness_s=0.2))
     owner.until(lambda: owner.told, "the welcome")
     hub.silent = True
-    owner.until(lambda: owner.silences[-1] > 0.6, "a long silence")
+    owner.until(lambda: owner.silences and owner.silences[-1] > 0.6, "a long silence")
     start = max(index for index, silence in enumerate(owner.silences) if silence == 0)
     grown = owner.silences[start:]
     steps = [round(after - before, 3) for before, after in itertools.pairwise(grown[1:])]
     assert set(steps) == {0.05, 0.25}
     assert all(step == (0.25 if silence > 0.2 else 0.05) for silence, step in zip(grown[1:], steps, strict=False))
     hub.silent = False
-    owner.until(lambda: owner.silences[-1] == 0, "the silence is over")
+    owner.until(lambda: owner.silences and owner.silences[-1] == 0, "the silence is over")
     assert session.silent_s < 0.2
 
 
@@ -323,7 +329,7 @@ def test_a_word_ends_the_silence_at_once(hub, owner, make_session):
     session = make_session(hub.address, Settings(heartbeat_s=0.05, liveness_s=0.1))
     owner.until(lambda: owner.told, "the welcome")
     hub.silent = True
-    owner.until(lambda: owner.silences[-1] > 0.3, "a silence")
+    owner.until(lambda: owner.silences and owner.silences[-1] > 0.3, "a silence")
     seen = []
     owner.react = lambda _message: seen.append(session.silent_s)
     hub.send(wire.Drain())

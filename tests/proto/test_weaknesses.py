@@ -49,6 +49,8 @@ from tensoryard.workers.batcher import Batcher, Work
 from tensoryard.workers.engine import Engine
 from tensoryard.workers.inbox import Inbox
 
+from ..scripted import has_input
+
 TESTS = Path(__file__).resolve().parents[1]
 NUMBERS = range(1, 49)
 ARRAY = np.arange(1 << 16, dtype=np.float32)
@@ -581,7 +583,7 @@ def received(end):
     give_up = time.monotonic() + 60
     while (message := end.receive()) is None:
         assert time.monotonic() < give_up
-        end.pollable.poll(50)
+        has_input(end, 50)
     return message
 
 

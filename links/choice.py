@@ -1,0 +1,59 @@
+"""Which link speaks an address: UNIX sockets within one host, ZeroMQ for everything else.
+
+The only place that knows; sessions and the coordinator ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .base import HubLink, Opening, PeerLink
+from .many_hubs import ManyHubs
+from .seqpacket_hub import SeqpacketHub
+from .seqpacket_peer import SeqpacketPeer
+from .unix_socket import SCHEME
+from .zeromq import ZmqHub, ZmqPeer
+
+
+def make_peer(address: str, *, opening: Opening | None = None) -> PeerLink:
+    """A peer's end; ConfigError for what is no address. `opening` begins each conversation that it knows of."""
+    if _is_unix(address):
+        return SeqpacketPeer(address, opening=opening)
+    return ZmqPeer(address, opening=opening)
+
+
+def make_hub(
+    addresses: Sequence[str],
+    *,
+    max_frame_bytes: int,
+    max_message_bytes: int,
+    peer_backlog: int,
+) -> HubLink:
+    """A hub's end at all of these addresses, UNIX sockets first; ConfigError when it cannot listen at one.
+
+    `max_message_bytes` bounds messages, and what may wait for one peer, where the link can know them.
+    """
+    near = [address for address in addresses if _is_unix(address)]
+    far = [address for address in addresses if not _is_unix(address)]
+    hubs: list[HubLink] = []
+    try:
+        if near:
+            hubs.append(
+                SeqpacketHub(
+                    near,
+                    max_frame_bytes=max_frame_bytes,
+                    max_message_bytes=max_message_bytes,
+                    peer_backlog=peer_backlog,
+                ),
+            )
+        if far:
+            hubs.append(ZmqHub(far, max_frame_bytes=max_frame_bytes, peer_backlog=peer_backlog))
+    except BaseException:
+        for hub in hubs:
+            hub.close()
+        raise
+    return hubs[0] if len(hubs) == 1 else ManyHubs(hubs)
+
+
+def _is_unix(address: str) -> bool:
+    return isinstance(address, str) and address.startswith(SCHEME)
