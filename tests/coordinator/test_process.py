@@ -562,14 +562,14 @@ def test_a_number_that_is_given_again_buries_nobody():
             old.meanwhile = new.meanwhile = coordinator._turn
             old.hello(pid=process.pid)
             old.take(wire.Welcome)
-            (number,) = coordinator._roster._by_pidfd
+            (number,) = coordinator._processes._by_pidfd
             process.kill()
             process.wait(DEADLINE_S)
             old.send(wire.Disconnect())
             new.hello()
             new.take(wire.Welcome)
-            assert [peer.name for peer in coordinator._roster.all()] == [new.name]
-            assert list(coordinator._roster._by_pidfd) == [number], "the number was not given again"
+            assert [peer.name for peer in coordinator.broker.roster.all()] == [new.name]
+            assert list(coordinator._processes._by_pidfd) == [number], "the number was not given again"
 
 
 @pytest.mark.process
