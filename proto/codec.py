@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from types import UnionType
-from typing import Any, NoReturn, Protocol, Union, get_args, get_origin
+from typing import Annotated, Any, NoReturn, Protocol, Union, get_args, get_origin
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ import numpy.typing as npt
 from ..errors import ConfigError, DecodeError, PoolExhausted, UnsupportedArray
 from ..shm import Loan, Pool, Reader, SharedMemoryArray
 from ..shm.dtypes import MAX_DIMENSIONS, dtype_name, parse_dtype
+from .body_bounds import require_few_containers
 
 #: Extension codes.
 INLINE = 1
@@ -262,11 +263,13 @@ def decode_body(
     """Decode body and buffers into `type_`. Arrays are read-only views, which keep their frame alive, unless `copy`.
 
     `resolve` turns a handle into an array; without it handles are refused. Raises DecodeError (a ValueError) for
-    anything that is not such a value, a forged handle and an array of another dtype than declared included; StaleHandle
-    and SegmentGone come from `resolve` as they are, since sending again may help.
+    anything that is not such a value, a forged handle, an array of another dtype than declared and a body of too many
+    lists and maps (`body_bounds.py`) included; StaleHandle and SegmentGone come from `resolve` as they are, since
+    sending again may help.
     """
     if not frames:
         raise DecodeError("a message without a body")
+    require_few_containers(frames[0])
     decoding = _Decoding(frames[1:], resolve, copy)
     try:
         return msgspec.msgpack.decode(frames[0], type=type_, dec_hook=_typed, ext_hook=decoding.hook)
@@ -275,9 +278,10 @@ def decode_body(
 
 
 #: What the extensions hold: dtype, shape and bytes; a handle's fields; number of the buffer, shape and dtype.
-_INLINE_FIELDS = msgspec.msgpack.Decoder(tuple[str, list[int], memoryview])
-_SHARED_FIELDS = msgspec.msgpack.Decoder(tuple[str, list[int], str, int, int, str])
-_OUT_OF_BAND_FIELDS = msgspec.msgpack.Decoder(tuple[int, list[int], str])
+_Shape = Annotated[list[int], msgspec.Meta(max_length=MAX_DIMENSIONS)]
+_INLINE_FIELDS = msgspec.msgpack.Decoder(tuple[str, _Shape, memoryview])
+_SHARED_FIELDS = msgspec.msgpack.Decoder(tuple[str, _Shape, str, int, int, str])
+_OUT_OF_BAND_FIELDS = msgspec.msgpack.Decoder(tuple[int, _Shape, str])
 
 
 class _Decoding:
@@ -331,7 +335,7 @@ class _Decoding:
 def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:
     """A view of raw bytes as an array; every claim of the sender about them is checked first."""
     memory, dtype = memoryview(raw), parse_dtype(name)
-    if len(shape) > MAX_DIMENSIONS or any(n < 0 for n in shape):
+    if any(n < 0 for n in shape):
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} cannot be")
     if math.prod(shape) * dtype.itemsize != memory.nbytes:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} does not have {memory.nbytes} bytes")

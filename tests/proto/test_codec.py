@@ -251,12 +251,22 @@ def test_read_only_arrays_travel(travel):
     assert not sent.flags.writeable
 
 
-@pytest.mark.skipif(HAS_ML_DTYPES, reason="ml_dtypes is installed")
+@pytest.mark.process
 def test_low_precision_floats_need_their_package():
-    """Without ml_dtypes a bfloat16 array cannot be read, and the error names the type."""
+    """In a process without ml_dtypes a bfloat16 array cannot be read, and the error names the type."""
     body = packed_extension(INLINE, "bfloat16", [2], b"\x80\x3f\x00\x40")
-    with pytest.raises(DecodeError, match="bfloat16"):
-        decode_body([body], Any)
+    code = f"""
+import sys
+sys.modules["ml_dtypes"] = None  # as if it were not installed
+from tensoryard.errors import DecodeError
+from tensoryard.proto.codec import decode_body
+try:
+    decode_body([{body!r}], object)
+except DecodeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'bfloat16' is no dtype that may travel" in done.stdout
 
 
 @pytest.mark.skipif(not HAS_ML_DTYPES, reason="ml_dtypes is not installed")
