@@ -35,7 +35,7 @@ from .records import (
     check_request,
     check_worker,
 )
-from .story import Stories
+from .story import Stories, write
 
 #: A request lost with this many workers is taken for their killer.
 MAX_ATTEMPTS = 3
@@ -177,6 +177,7 @@ class Router:
             host=event.host if event.shared_bytes else "",
             weight_bytes=event.shared_bytes + event.body_bytes,
             arrived=self._at,
+            lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
         self.clients.setdefault(event.client, Client()).live.add(request.request_id)
@@ -382,7 +383,8 @@ class Router:
         if request.state is RequestState.QUEUED:
             self._unqueue(request)
         del self.requests[request.request_id]
-        self._deadlines.remove(request.request_id)
+        if request.deadline < math.inf:
+            self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
         client.live.discard(request.request_id)
         if not client.live:
@@ -616,7 +618,7 @@ class Router:
     # -- small things -------------------------------------------------------------------------------------------------
 
     def _tell(self, request: Request, text: str) -> None:
-        self._stories.add(request.request_id, self._at, text)
+        write(request.lines, self._at, text)
 
     def _count(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
