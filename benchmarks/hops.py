@@ -27,7 +27,7 @@ CHUNK = 256
 
 
 def measure(seconds: float) -> dict[str, Any]:
-    """By kind of traffic: microseconds of processor time per request or token in each process, and how many a second."""
+    """By kind of traffic: microseconds of processor time per request or token in each process, and their rate."""
     embeddings, audio = ty.PipelineTask.EMBEDDINGS_GENERATION, ty.PipelineTask.AUDIO_GENERATION
     deployments = [
         ty.Deployment(model="works", task=embeddings, pipeline=f"{PIPELINES}:works", max_wait_ms=0),
