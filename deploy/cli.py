@@ -1,7 +1,7 @@
-"""The command line: `tensoryard demo | up | down | status | submit | worker | doctor`.
+"""The command line: `tensoryard demo | up | down | status | submit | worker | doctor | shm`.
 
 Reads arguments and turns every error into one clear line and an exit code; the commands' work is in `running.py`,
-`submit.py`, `demo.py` and `doctor.py`, which are imported when they are asked for.
+`submit.py`, `demo.py`, `doctor.py` and `shm_report.py`, which are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .text import say
 
 if TYPE_CHECKING:  # numpy comes with it: `--help` and a Ctrl-C at the start should not wait for that
     from ..proto.deployment import Deployment
+    from .shm_report import Query
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -158,6 +159,32 @@ def _doctor(args: argparse.Namespace) -> int:
     return examine(as_json=args.json)
 
 
+def _shm_ls(args: argparse.Namespace) -> int:
+    from .shm_report import ls
+
+    return ls(_shm_query(args))
+
+
+def _shm_top(args: argparse.Namespace) -> int:
+    from .shm_report import top
+
+    return top(_shm_query(args), interval_s=args.interval, count=args.count)
+
+
+def _shm_query(args: argparse.Namespace) -> Query:
+    from .shm_report import Query
+
+    return Query(
+        older_than_s=args.older_than,
+        owner=args.owner,
+        request=args.request,
+        sort=args.sort,
+        limit=args.limit,
+        as_json=args.json,
+        timeout_s=args.timeout,
+    )
+
+
 # -- arguments into deployments and options ---------------------------------------------------------------------------
 
 #: Flags that make up a deployment on the command line, and its keys.
@@ -247,6 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_worker(commands)
     _add_doctor(commands)
+    _add_shm(commands)
     return parser
 
 
@@ -329,6 +357,27 @@ def _add_worker(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     parser = _add(commands, "doctor", _doctor, "look at this machine and tell what to fix")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_shm(commands: Any) -> None:
+    text = "show the shared memory in use on this host: for which request, and who keeps it"
+    parser = commands.add_parser("shm", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    views = parser.add_subparsers(title="views", metavar="VIEW", required=True)
+    _add_shm_filters(_add(views, "ls", _shm_ls, "list pools and live blocks once"))
+    top = _add(views, "top", _shm_top, "list them again and again, until Ctrl-C")
+    _add_shm_filters(top)
+    top.add_argument("--interval", type=_seconds, default=2.0, metavar="S", help="seconds between two looks (2)")
+    top.add_argument("--count", type=_count, metavar="N", help="end after so many looks")
+
+
+def _add_shm_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--older-than", type=_seconds, default=0.0, metavar="S", help="blocks in use for S seconds")
+    parser.add_argument("--owner", default="", metavar="TEXT", help="pools by a part of the owner's name, or its pid")
+    parser.add_argument("--request", default="", metavar="TEXT", help="blocks by a part of their RequestID")
+    parser.add_argument("--sort", choices=("age", "bytes", "owner"), default="age", help="order of the blocks (age)")
+    parser.add_argument("--limit", type=_count, default=100, metavar="N", help="most blocks shown (100)")
+    parser.add_argument("--timeout", type=_seconds, default=1.0, metavar="S", help="seconds a pool may take (1)")
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,10 @@ log = logging.getLogger(__name__)
 
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.05
+#: A coordinator that dies sooner than this after its start is replaced with growing delay.
+_QUICK_DEATH_S = 2.0
+_FIRST_DELAY_S = 0.1
+_MAX_DELAY_S = 5.0
 
 
 def local(
@@ -175,7 +179,7 @@ class CoordinatorProcess:
         self._command += ["--settings", msgspec.json.encode(settings).decode()]
         # Held open by us alone: the child sees the other end close when we are gone.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
-        self._closing = False
+        self._closing = threading.Event()
         self.ended = threading.Event()
         self._process, self.address = self._start()
         threading.Thread(target=self._supervise, name="tensoryard-supervisor", daemon=True).start()
@@ -188,15 +192,17 @@ class CoordinatorProcess:
     def _start(self) -> tuple[subprocess.Popen[bytes], str]:
         """A process, and the address that it tells through a pipe once it listens."""
         ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
-        process = subprocess.Popen(
-            [*self._command, "--ready-fd", str(ready_write), "--life-fd", str(self._life_read)],
-            pass_fds=[ready_write, self._life_read],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=child_environment(),
-        )
-        os.close(ready_write)
         with os.fdopen(ready_read) as told:
+            try:
+                process = subprocess.Popen(
+                    [*self._command, "--ready-fd", str(ready_write), "--life-fd", str(self._life_read)],
+                    pass_fds=[ready_write, self._life_read],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=child_environment(),
+                )
+            finally:
+                os.close(ready_write)
             line = told.readline().strip()
         if not line.startswith("address "):
             process.wait()
@@ -204,19 +210,31 @@ class CoordinatorProcess:
         return process, line.removeprefix("address ")
 
     def _supervise(self) -> None:
-        """Crash-only: one that was killed is replaced at the same address; one that left by itself has ended."""
-        while self._process.wait() < 0 and not self._closing:
-            log.warning("the coordinator was killed by signal %d; starting a new one", -self._process.returncode)
-            try:
-                self._process, _ = self._start()
-            except ConfigError:
-                log.exception("the coordinator could not be started again")
-                break
+        """Crash-only: one that was killed or failed is replaced at the same address; one that left has ended."""
+        delay_s, started = 0.0, time.monotonic()
+        while (code := self._process.wait()) != 0 and not self._closing.is_set():
+            how = f"was killed by signal {-code}" if code < 0 else f"failed (exit code {code})"
+            log.warning("the coordinator %s; starting a new one", how)
+            # At once, unless it dies as soon as it is there, again and again.
+            soon = time.monotonic() - started < _QUICK_DEATH_S
+            delay_s = min(max(2 * delay_s, _FIRST_DELAY_S), _MAX_DELAY_S) if soon else 0.0
+            self._closing.wait(delay_s)
+            started = time.monotonic()
+            self._start_again()
         self.ended.set()
+
+    def _start_again(self) -> None:
+        """A new one; where that fails, `_supervise` sees that it has ended, and tries again."""
+        try:
+            self._process, _ = self._start()
+        except (ConfigError, OSError) as error:
+            log.error("the coordinator could not be started again: %s", error)  # noqa: TRY400 - it has said why
+        if self._closing.is_set():
+            self._process.terminate()
 
     def close(self) -> None:
         """End it, and wait."""
-        self._closing = True
+        self._closing.set()
         self._process.terminate()
         if not self.ended.wait(_STOP_TIMEOUT_S):
             self._process.kill()

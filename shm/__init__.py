@@ -5,15 +5,19 @@ The ground layer: numpy and the operating system only, and `errors.py`. A proces
 """
 
 from .handle import SharedMemoryArray
+from .inspector import Inspector, PoolReport
+from .ledger import LiveBlock, PoolStatistics
 from .os_memory import host_name
-from .pool import LiveBlock, Loan, Pool, PoolStatistics
+from .pool import Loan, Pool
 from .reader import Reader
 from .runtime_dir import runtime_dir
 
 __all__ = [
+    "Inspector",
     "LiveBlock",
     "Loan",
     "Pool",
+    "PoolReport",
     "PoolStatistics",
     "Reader",
     "SharedMemoryArray",

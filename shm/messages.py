@@ -1,7 +1,7 @@
 """The few messages between a pool and its readers, one per SOCK_SEQPACKET packet.
 
-`server.py` and `reader.py` speak them: one letter, then at most one unsigned number, little-endian. Descriptors travel
-beside them (SCM_RIGHTS).
+`server.py` speaks them with `reader.py` and `inspector.py`: one letter, then at most one unsigned number,
+little-endian; a page of the ledger is a letter and JSON. Descriptors travel beside them (SCM_RIGHTS).
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ NO_SEGMENT = b"N"
 COPIED = b"C"
 #: Reader → owner: I released something while you were waiting for memory.
 WAKE = b"W"
+#: Whoever looks → owner: tell of your blocks behind generation N. Answered by one PAGE (`ledger.py`).
+TELL = b"T"
+PAGE = b"P"
 
 MAX_PACKET_BYTES = 64
 _NUMBER = struct.Struct("<Q")
@@ -37,16 +40,17 @@ def unpack(packet: bytes) -> tuple[bytes, int]:
     return packet[:1], _NUMBER.unpack(packet[1:])[0]
 
 
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, max_bytes: int = MAX_PACKET_BYTES) -> tuple[bytes, list[int]]:
     """One packet and the descriptors that came with it, as many as this process may open; (b"", []) at end of file."""
-    packet, fds, _flags, _address = socket.recv_fds(sock, MAX_PACKET_BYTES, 4, socket.MSG_CMSG_CLOEXEC)
+    packet, fds, _flags, _address = socket.recv_fds(sock, max_bytes, 4, socket.MSG_CMSG_CLOEXEC)
     return packet, list(fds)
 
 
 def send_quietly(sock: socket.socket, packet: bytes) -> None:
     """Send without waiting; a peer that is gone or does not read loses the packet, and that is all right.
 
-    Used for notices only: WAKE is backed by the owner's own polling, COPIED by its `claim_timeout_s`.
+    Used for what may be missed: WAKE is backed by the owner's own polling, COPIED by its `claim_timeout_s`; who asks
+    for a PAGE waits a bounded time.
     """
     with contextlib.suppress(OSError):
         sock.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

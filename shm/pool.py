@@ -18,7 +18,6 @@ import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +28,7 @@ from .blocks import Block, BlockTable
 from .dtypes import dtype_name
 from .handle import SharedMemoryArray
 from .leases import GrantedLeases, fence
+from .ledger import PAGE_BLOCKS, LiveBlock, Page, PoolStatistics
 from .os_memory import host_name, total_memory_bytes
 from .segment import OwnedSegment, segment_bytes
 from .server import PoolServer
@@ -41,35 +41,6 @@ _RECHECK_S = 0.05
 def default_budget_bytes() -> int:
     """An eighth of the machine's memory: room for several processes with a pool each."""
     return total_memory_bytes() // 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolStatistics:
-    """A moment's figures; bytes count whole blocks and segments."""
-
-    budget_bytes: int
-    reserved_bytes: int
-    used_bytes: int
-    used_blocks: int
-    published_blocks: int
-    segments: int
-    readers: int
-    #: Blocks taken since the start, and how many of them needed a new segment.
-    taken_total: int
-    segments_created_total: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveBlock:
-    """One block in use, for people: how large, for which request, how old (s), and who keeps it."""
-
-    generation: int
-    size_bytes: int
-    request_id: str
-    age_s: float
-    holds: int
-    readers: int
-    published: bool
 
 
 class Loan:
@@ -99,6 +70,7 @@ class Pool:
 
     `idle_s`: a segment without a used block goes back to the system after this many seconds.
     `claim_timeout_s`: a published block that no reader claims within this time is reused.
+    `owner`: what this process is, for people who look at its memory: "worker NAME".
     """
 
     def __init__(
@@ -107,8 +79,10 @@ class Pool:
         budget_bytes: int | None = None,
         idle_s: float = 30.0,
         claim_timeout_s: float = 60.0,
+        owner: str = "",
     ) -> None:
         self.name = secrets.token_hex(8)
+        self.owner = owner
         self.host = host_name()
         self.budget_bytes = default_budget_bytes() if budget_bytes is None else budget_bytes
         self._idle_s = idle_s
@@ -173,8 +147,11 @@ class Pool:
         np.copyto(_memory(block, array.nbytes, loan).view(array.dtype).reshape(array.shape), array)
         return loan
 
-    def lend(self, array: npt.NDArray[Any]) -> Loan | None:
-        """Hold the block an array already lies in: no copy. None when it lies elsewhere, is empty or not C-ordered."""
+    def lend(self, array: npt.NDArray[Any], *, tag: str = "") -> Loan | None:
+        """Hold the block an array already lies in: no copy. None when it lies elsewhere, is empty or not C-ordered.
+
+        With `tag`, the block is known by that RequestID from now on.
+        """
         if not array.flags.c_contiguous or not array.flags.aligned or not array.nbytes:
             return None
         with self._lock:
@@ -184,6 +161,7 @@ class Pool:
             block, offset = found
             handle = self._handle(block, offset, array)
             self._blocks.hold(block.generation)
+            block.tag = tag or block.tag
         return Loan(self, block.generation, handle)
 
     def publish(self, array: npt.NDArray[Any], *, timeout_s: float = 0.0, tag: str = "") -> tuple[Loan, bool]:
@@ -191,7 +169,7 @@ class Pool:
 
         Call `send` with the loan when the handle leaves; the block then waits for the reader's claim.
         """
-        loan = self.lend(array)
+        loan = self.lend(array, tag=tag)
         if loan is not None:
             return loan, False
         return self.place(array, timeout_s=timeout_s, tag=tag), True
@@ -426,36 +404,55 @@ class Pool:
         """The pool's figures, after applying what has been released."""
         with self._lock:
             self._reclaim()
-            used = list(self._blocks.used.values())
-            return PoolStatistics(
-                budget_bytes=self.budget_bytes,
-                reserved_bytes=self._reserved_bytes,
-                used_bytes=sum(block.segment.block_size for block in used),
-                used_blocks=len(used),
-                published_blocks=sum(block.pending > 0 for block in used),
-                segments=len(self._segments),
-                readers=self._server.reader_count,
-                taken_total=self._taken_total,
-                segments_created_total=self._created_total,
-            )
+            return self._statistics()
+
+    def _statistics(self) -> PoolStatistics:
+        used = list(self._blocks.used.values())
+        return PoolStatistics(
+            budget_bytes=self.budget_bytes,
+            reserved_bytes=self._reserved_bytes,
+            used_bytes=sum(block.segment.block_size for block in used),
+            used_blocks=len(used),
+            published_blocks=sum(block.pending > 0 for block in used),
+            segments=len(self._segments),
+            readers=self._server.reader_count,
+            taken_total=self._taken_total,
+            segments_created_total=self._created_total,
+        )
 
     def live_blocks(self) -> list[LiveBlock]:
         """Every block in use, oldest first."""
         with self._lock:
             self._reclaim()
             now = time.monotonic()
-            return [
-                LiveBlock(
-                    generation=block.generation,
-                    size_bytes=block.segment.block_size,
-                    request_id=block.tag,
-                    age_s=now - block.since,
-                    holds=block.holds,
-                    readers=len(block.claims),
-                    published=block.pending > 0,
-                )
-                for block in self._blocks.used.values()
-            ]
+            return [self._live_block(block, now) for block in self._blocks.used.values()]
+
+    def page(self, after: int) -> Page:
+        """A part of the leak ledger: the live blocks behind generation `after`, oldest first; with 0, the figures."""
+        with self._lock:
+            self._reclaim()
+            now = time.monotonic()
+            behind = (block for generation, block in self._blocks.used.items() if generation > after)
+            found = list(itertools.islice(behind, PAGE_BLOCKS + 1))
+            return Page(
+                after=after,
+                owner=self.owner,
+                statistics=None if after else self._statistics(),
+                blocks=tuple(self._live_block(block, now) for block in found[:PAGE_BLOCKS]),
+                more=len(found) > PAGE_BLOCKS,
+            )
+
+    def _live_block(self, block: Block, now: float) -> LiveBlock:
+        return LiveBlock(
+            generation=block.generation,
+            size_bytes=block.segment.block_size,
+            request_id=block.tag,
+            age_s=now - block.since,
+            holds=block.holds,
+            readers=len(block.claims),
+            reader_pids=tuple(self._server.pid_of(reader) for reader in block.claims),
+            sent_s=now - (block.publish_deadline - self._claim_timeout_s) if block.pending else None,
+        )
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books do not balance."""

@@ -6,18 +6,20 @@ ended, and `claim` for results, which live until the last view made here is gone
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import struct
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ForgedHandle, SegmentGone, StaleHandle
+from ..errors import ForgedHandle, MemoryProblem, SegmentGone, StaleHandle
 from . import messages
 from .handle import SharedMemoryArray
 from .leases import HeldLeases, fence
@@ -161,6 +163,25 @@ class _Claim:
         self._owner.release(self._slot, self._generation)
 
 
+def _bare(
+    method: Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]],
+) -> Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]]:
+    """Let errors of a method leave without our frames: they would keep a segment mapped, though its owner has given it
+    back, for as long as somebody keeps the error."""
+
+    @functools.wraps(method)
+    def call(self: Reader, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+        try:
+            return method(self, handle)
+        except MemoryProblem as error:
+            for inner in (error.__cause__, error.__context__):
+                if inner is not None:
+                    inner.__traceback__ = None
+            raise error.with_traceback(None)  # noqa: B904 - it is the same error
+
+    return call
+
+
 class Reader:
     """Turns handles into read-only arrays. Thread-safe; one per process is enough."""
 
@@ -170,6 +191,7 @@ class Reader:
         self._owners: OrderedDict[str, _Owner] = OrderedDict()
         _readers.add(self)
 
+    @_bare
     def open(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
         """A read-only view of memory that its owner keeps for us.
 
@@ -179,6 +201,7 @@ class Reader:
         segment.check_generation(handle)
         return _view(segment, handle, None)
 
+    @_bare
     def claim(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
         """A read-only view that keeps its block from being reused while it, or a view of it, lives.
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from . import messages
 from .leases import TABLE_BYTES, GrantedLeases, fence
+from .ledger import encode_page
 from .os_memory import create_table
 from .runtime_dir import listen, runtime_dir, sweep
 
@@ -43,9 +44,13 @@ _PEER_CREDENTIALS = struct.Struct("3i")
 class _ReaderConnection:
     """One reader: its socket and the owner's view of its lease table."""
 
-    def __init__(self, key: int, sock: socket.socket) -> None:
+    def __init__(self, key: int, sock: socket.socket, pid: int) -> None:
         self.key = key
         self.sock = sock
+        #: As the kernel named it; for people only, since another process may have the number by now.
+        self.pid = pid
+        #: It has asked for the ledger: no reader, and not counted as one.
+        self.only_looks = False
         self._table_fd, mapping = create_table(TABLE_BYTES)
         self.leases = GrantedLeases(mapping)
 
@@ -59,7 +64,7 @@ class _ReaderConnection:
 
 
 class PoolServer:
-    """Accepts readers of the same user, answers ATTACH, reads lease tables. Holds the pool weakly."""
+    """Accepts readers of the same user, answers ATTACH and TELL, reads lease tables. Holds the pool weakly."""
 
     def __init__(self, pool: Pool) -> None:
         folder = runtime_dir()
@@ -86,8 +91,13 @@ class PoolServer:
 
     @property
     def reader_count(self) -> int:
-        """Readers connected now."""
-        return len(self._readers)
+        """Readers connected now; who only looks at the ledger is none."""
+        return sum(not reader.only_looks for reader in self._readers.values())
+
+    def pid_of(self, reader: int) -> int:
+        """The process behind a reader's key; 0 when it is gone, or cannot be seen from here."""
+        found = self._readers.get(reader)
+        return found.pid if found is not None else 0
 
     def read_leases(self, blocks: BlockTable) -> None:
         """Enter what readers claimed and released since the last look."""
@@ -143,13 +153,13 @@ class PoolServer:
         sock, _ = self._listener.accept()
         sock.setblocking(False)
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
-        _pid, uid, _gid = _PEER_CREDENTIALS.unpack(raw)
+        pid, uid, _gid = _PEER_CREDENTIALS.unpack(raw)
         if uid != os.geteuid() or len(self._readers) >= MAX_READERS:
             log.warning("refused a reader of user %d (%d readers are connected)", uid, len(self._readers))
             sock.close()
             return
         try:
-            reader = _ReaderConnection(next(self._keys), sock)
+            reader = _ReaderConnection(next(self._keys), sock, pid)
         except BaseException:
             sock.close()
             raise
@@ -174,6 +184,9 @@ class PoolServer:
             pool.reader_copied(number)
         elif kind == messages.WAKE:
             pool.wake()
+        elif kind == messages.TELL:
+            reader.only_looks = True
+            messages.send_quietly(reader.sock, messages.PAGE + encode_page(pool.page(number)))
         elif not packet:  # end of file. What we do not understand is no reason to end the leases of live views.
             selector.unregister(reader.sock)
             self._drop(pool, reader)

@@ -62,6 +62,7 @@ def run_worker(
         budget_bytes=deployment.pool_budget_bytes or settings.pool_budget_bytes,
         idle_s=settings.pool_idle_s,
         claim_timeout_s=settings.claim_timeout_s,
+        owner=f"worker {name}",
     ) as pool:
         link = WorkerLink(address=address, name=name, inbox=inbox, pool=pool, settings=settings, life_fd=life_fd)
         with _signals_drain(link, wanted=signals):

@@ -503,6 +503,30 @@ def test_housekeeping_forgets_owners_that_are_gone(make_pool, reader, mapped, ev
     assert mapped() == before
 
 
+@pytest.mark.parametrize("way", ["open", "claim"])
+def test_an_error_that_is_kept_keeps_no_memory(make_pool, reader, mapped, eventually, way):
+    """Whoever keeps a StaleHandle or a SegmentGone, with its traceback, keeps neither mapping nor claim with it."""
+    pool = make_pool()
+    before = mapped()
+    loan = pool.place(np.ones(MIB, "u1"))
+    handle = loan.handle
+    getattr(reader, way)(handle)
+    loan.release()
+    assert pool.statistics().used_blocks == 0
+    kept = []
+    with pytest.raises(StaleHandle) as caught:
+        getattr(reader, way)(handle)
+    kept.append(caught.value)
+    assert pool.statistics().used_blocks == 0
+    pool.close()
+    eventually(lambda: reader.housekeep() or mapped() == before, "nothing is mapped any more")
+    with pytest.raises(SegmentGone) as caught:
+        getattr(reader, way)(handle)
+    kept.append(caught.value)
+    assert mapped() == before
+    assert kept[0].__traceback__ is not None
+
+
 def test_looking_for_a_new_owner_forgets_those_that_are_gone(make_pool, reader):
     """A reader that is never told to look keeps no more than the live owners when it meets a new one."""
     for _ in range(5):
