@@ -228,7 +228,7 @@ def _objection(value: Any) -> Exception | None:
     try:
         msgspec.msgpack.encode(value, enc_hook=lambda part: _portable(part, _wire_dtype))
     except Exception as error:  # whatever its own to_wire() raises
-        return error
+        return error.with_traceback(None)  # which leads to the frame that keeps it, and on to every caller's arrays
     return None
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -29,8 +29,8 @@ from .dtypes import dtype_name
 from .handle import SharedMemoryArray
 from .leases import GrantedLeases, fence
 from .ledger import PAGE_BLOCKS, LiveBlock, Page, PoolStatistics
-from .os_memory import host_name, total_memory_bytes
-from .segment import OwnedSegment, segment_bytes
+from .os_memory import create_sealed, host_name, total_memory_bytes
+from .segment import Create, OwnedSegment, segment_bytes
 from .server import PoolServer
 from .size_classes import block_bytes
 
@@ -71,6 +71,7 @@ class Pool:
     `idle_s`: a segment without a used block goes back to the system after this many seconds.
     `claim_timeout_s`: a published block that no reader claims within this time is reused.
     `owner`: what this process is, for people who look at its memory: "worker NAME".
+    `clock` (monotonic seconds), `create` (memory) and `serve` (the door for readers) are the world around it.
     """
 
     def __init__(
@@ -80,6 +81,9 @@ class Pool:
         idle_s: float = 30.0,
         claim_timeout_s: float = 60.0,
         owner: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        create: Create = create_sealed,
+        serve: Callable[[Pool], PoolServer] = PoolServer,
     ) -> None:
         self.name = secrets.token_hex(8)
         self.owner = owner
@@ -87,6 +91,8 @@ class Pool:
         self.budget_bytes = default_budget_bytes() if budget_bytes is None else budget_bytes
         self._idle_s = idle_s
         self._claim_timeout_s = claim_timeout_s
+        self._clock = clock
+        self._create_memory = create
         self._lock = threading.Lock()
         self._closed = False
         self._blocks = BlockTable()
@@ -108,7 +114,7 @@ class Pool:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wake_fd).atexit = False
         self._waiters = 0
-        self._server = PoolServer(self)
+        self._server = serve(self)
         self._server.start()
         _pools.add(self)
 
@@ -184,7 +190,7 @@ class Pool:
             self._check_open()
             if loan._pool is not self:  # noqa: SLF001 - a loan is the pool's own
                 raise StaleHandle("the loan is over, and its memory may have been reused: lend the array again")
-            self._blocks.publish(loan.generation, time.monotonic() + self._claim_timeout_s)
+            self._blocks.publish(loan.generation, self._clock() + self._claim_timeout_s)
         loan.release()
 
     def discard(self, generation: int) -> None:
@@ -202,13 +208,13 @@ class Pool:
             return block
         if timeout_s <= 0 or segment_bytes(size) > self.budget_bytes:
             raise self._exhausted(size_bytes, 0)
-        give_up = time.monotonic() + timeout_s
+        give_up = self._clock() + timeout_s
         with self._waiting():
             while True:  # look first: a release may have come before we said that we wait
                 block = self._try_take(size, tag)
                 if block is not None:
                     return block
-                left = give_up - time.monotonic()
+                left = give_up - self._clock()
                 if left <= 0:
                     raise self._exhausted(size_bytes, timeout_s)
                 self._sleep(min(left, _RECHECK_S))
@@ -228,7 +234,7 @@ class Pool:
 
     def _pop_free(self, size: int, tag: str) -> Block:
         segment, index = self._free[size].pop()
-        block = Block(segment, index, next(self._generations), time.monotonic(), tag)
+        block = Block(segment, index, next(self._generations), self._clock(), tag)
         segment.generations[index] = block.generation
         self._blocks.add(block)
         self._used_in[segment.number] += 1
@@ -255,12 +261,12 @@ class Pool:
         self._reserved_bytes += segment.mapping.size_bytes
         bisect.insort(self._by_address, (segment.mapping.address, segment.number))
         self._free[size].extend((segment, index) for index in reversed(range(segment.block_count)))
-        self._idle_since[segment.number] = time.monotonic()
+        self._idle_since[segment.number] = self._clock()
         return True
 
     def _create(self, size: int) -> OwnedSegment | None:
         try:
-            return OwnedSegment(next(self._segment_numbers), size)
+            return OwnedSegment(next(self._segment_numbers), size, self._create_memory)
         except PoolExhausted as error:
             self._refusal = error.text
             return None
@@ -312,7 +318,7 @@ class Pool:
         self._server.read_leases(self._blocks)
         while self._dropped:
             self._blocks.unhold(self._dropped.popleft())
-        self._blocks.expire(time.monotonic())
+        self._blocks.expire(self._clock())
         while blocks := self._blocks.take_free():
             self._free_unclaimed(blocks)
 
@@ -337,7 +343,7 @@ class Pool:
         segment = block.segment
         self._used_in[segment.number] -= 1
         if not self._used_in[segment.number]:
-            self._idle_since[segment.number] = time.monotonic()
+            self._idle_since[segment.number] = self._clock()
         self._free[segment.block_size].append((segment, block.index))
 
     def _return_idle(self, *, before: float, needed: float = math.inf) -> None:
@@ -361,7 +367,7 @@ class Pool:
         with self._lock:
             if not self._closed:
                 self._reclaim()
-                self._return_idle(before=time.monotonic() - self._idle_s)
+                self._return_idle(before=self._clock() - self._idle_s)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -424,14 +430,14 @@ class Pool:
         """Every block in use, oldest first."""
         with self._lock:
             self._reclaim()
-            now = time.monotonic()
+            now = self._clock()
             return [self._live_block(block, now) for block in self._blocks.used.values()]
 
     def page(self, after: int) -> Page:
         """A part of the leak ledger: the live blocks behind generation `after`, oldest first; with 0, the figures."""
         with self._lock:
             self._reclaim()
-            now = time.monotonic()
+            now = self._clock()
             behind = (block for generation, block in self._blocks.used.items() if generation > after)
             found = list(itertools.islice(behind, PAGE_BLOCKS + 1))
             return Page(

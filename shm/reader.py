@@ -126,6 +126,10 @@ class _Owner:
         if self.leases is not None and self.leases.release(slot, generation):
             messages.send_quietly(self.sock, messages.pack(messages.WAKE))
 
+    def copied(self, generation: int) -> None:
+        """Tell the owner that a block was copied out instead of claimed."""
+        messages.send_quietly(self.sock, messages.pack(messages.COPIED, generation))
+
     def abandon(self) -> None:
         """In a forked child: let go of the socket, and never write to the table that the parent uses."""
         self.leases = None
@@ -166,8 +170,10 @@ class _Claim:
 def _bare(
     method: Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]],
 ) -> Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]]:
-    """Let errors of a method leave without our frames: they would keep a segment mapped, though its owner has given it
-    back, for as long as somebody keeps the error."""
+    """Let errors of a method leave without our frames.
+
+    Those would keep a segment mapped, though its owner has given it back, for as long as somebody keeps the error.
+    """
 
     @functools.wraps(method)
     def call(self: Reader, handle: SharedMemoryArray) -> npt.NDArray[Any]:
@@ -183,10 +189,14 @@ def _bare(
 
 
 class Reader:
-    """Turns handles into read-only arrays. Thread-safe; one per process is enough."""
+    """Turns handles into read-only arrays. Thread-safe; one per process is enough.
 
-    def __init__(self) -> None:
+    `connect` opens the connection to a pool of that name.
+    """
+
+    def __init__(self, connect: Callable[[str], _Owner] = _Owner) -> None:
         self.host = host_name()
+        self._connect = connect
         self._lock = threading.Lock()
         self._owners: OrderedDict[str, _Owner] = OrderedDict()
         _readers.add(self)
@@ -230,7 +240,7 @@ class Reader:
         copy = _view(segment, handle, None).copy()
         fence()
         segment.check_generation(handle)
-        messages.send_quietly(owner.sock, messages.pack(messages.COPIED, handle.generation))
+        owner.copied(handle.generation)
         copy.flags.writeable = False
         return copy
 
@@ -247,7 +257,9 @@ class Reader:
                 self._owners.move_to_end(name)
                 return owner
         self.housekeep()
-        owner = _Owner(name)  # not under the lock: an owner that is frozen must not hold up the readers of others
+        owner = self._connect(
+            name
+        )  # not under the lock: an owner that is frozen must not hold up the readers of others
         with self._lock:
             owner = self._owners.setdefault(name, owner)
             self._owners.move_to_end(name)

@@ -8,6 +8,7 @@ generation of each block, 0 while the block is free.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,9 @@ from .size_classes import blocks_per_segment
 _MAGIC = 0x3152_4459_534E_4554  # "TENSYDR1", little-endian
 _RETIRED_WORD = 5
 _FIRST_GENERATION_WORD = 8
+
+#: Makes memory of a size in bytes: a descriptor that can be handed over, -1 where there is none, and the mapping.
+Create = Callable[[int], tuple[int, Mapping]]
 
 
 def _header_bytes(block_count: int) -> int:
@@ -78,8 +82,8 @@ class OwnedSegment(SegmentLayout):
 
     __slots__ = ("fd",)
 
-    def __init__(self, number: int, block_size: int) -> None:
-        self.fd, mapping = create_sealed(segment_bytes(block_size))
+    def __init__(self, number: int, block_size: int, create: Create = create_sealed) -> None:
+        self.fd, mapping = create(segment_bytes(block_size))
         count = blocks_per_segment(block_size)
         data_offset = mapping.size_bytes - block_size * count
         # Blocks end at the end of the segment, so that its size says how many there are; they begin 64-aligned.

@@ -123,6 +123,7 @@ class Engine:
         self._place_until = self._clock() + self._settings.allocate_timeout_s
         batch, results = executed
         answers = [self._answer(work, results.get(work.context.request_id)) for work in batch]
+        _cut_tracebacks(results)
         ended = [work for work, (output, _, _) in zip(batch, answers, strict=True) if output.done or output.code]
         for work in ended:
             self._inbox.finish(work)
@@ -253,3 +254,10 @@ class Engine:
             self._pipeline.release(work.context.request_id)
         except Exception:
             log.exception("the pipeline's release of request %s raised", work.request_id)
+
+
+def _cut_tracebacks(results: dict[RequestID, Any]) -> None:
+    """Of errors that nobody was told too: they lead to the pipeline's frames, and those to all arrays."""
+    for value in results.values():
+        if isinstance(value, BaseException):
+            value.__traceback__ = None

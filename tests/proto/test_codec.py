@@ -716,6 +716,27 @@ def test_a_failed_encoding_leaves_nothing(pool):
     assert used(pool) == before
 
 
+def test_a_value_that_cannot_travel_is_not_kept():
+    """Nor is whatever its sender had at hand: no cycle of errors and frames waits for the garbage collector."""
+
+    class Thing:
+        pass
+
+    def send():
+        at_hand, value = Thing(), {"bad": [Thing()]}
+        try:
+            encode_body(value)
+        except TypeError:
+            return [weakref.ref(at_hand), weakref.ref(value["bad"][0])]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert [ref() for ref in send()] == [None, None]
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     "error", [PoolExhausted("full"), SegmentGone("closed"), ValueError("odd"), KeyboardInterrupt()]
 )

@@ -370,6 +370,28 @@ def test_a_block_that_nobody_claims_is_free_after_its_time(make_pool, reader):
         reader.claim(loan.handle)
 
 
+def test_its_time_and_its_memory_are_those_that_it_is_given(make_pool):
+    """Another clock decides when a claim is overdue, and another source gives the memory, or refuses it."""
+    now, asked = [1000.0], []
+
+    def create(size_bytes):
+        asked.append(size_bytes)
+        if len(asked) > 1:
+            raise PoolExhausted("nothing left")
+        return os_memory.create_sealed(size_bytes)
+
+    pool = make_pool(claim_timeout_s=60.0, idle_s=1e6, clock=lambda: now[0], create=create)
+    array = np.arange(5)
+    loan, _ = pool.publish(array)
+    pool.send(loan)
+    now[0] += 59.0
+    assert used(pool) == 1
+    now[0] += 2.0
+    assert used(pool) == 0
+    with pytest.raises(PoolExhausted, match="nothing left"):
+        big(pool)
+
+
 def test_an_overdue_block_that_was_claimed_in_time_lives(make_pool, reader):
     """The owner looks at the claims before it gives up on a block."""
     pool = make_pool(claim_timeout_s=0.0)

@@ -577,6 +577,21 @@ def test_views_and_leases_outlive_the_reader(pool, reader, eventually):
     eventually(lambda: pool.statistics().readers == 0, "the connections end")
 
 
+def test_how_it_reaches_a_pool_is_given(pool):
+    """A reader asks what it was given for the connection to a pool, once per pool."""
+    asked = []
+
+    def connect(name):
+        asked.append(name)
+        return reader_module._Owner(name)
+
+    reader = Reader(connect)
+    loan, _ = pool.publish(np.arange(3))
+    assert reader.open(loan.handle).tolist() == reader.claim(loan.handle).tolist() == [0, 1, 2]
+    assert asked == [pool.name]
+    reader.close()
+
+
 def test_two_threads_that_meet_one_owner_share_its_connection(pool, reader, in_thread, monkeypatch, eventually):
     """When two threads meet a pool at once, one connection is kept and the other closed."""
     loan = pool.place(np.arange(5))

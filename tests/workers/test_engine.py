@@ -568,6 +568,20 @@ def test_memory_of_a_request_that_failed_comes_back_at_once(pool, act):
 
 
 @pytest.mark.usefixtures("_counted_only")
+def test_memory_of_a_failed_request_that_was_cancelled_comes_back_at_once(pool):
+    """An error that nobody is told keeps no arrays either, nor those of its neighbours."""
+    bench = Bench(_catch, pool)
+    works = bench.put(embed_request("a"), embed_request("b"))
+    executed = bench.engine.execute(works)
+    for work in works:
+        work.context.status = ty.GenerationStatus.CANCELLED
+    bench.engine.answer(executed)
+    del executed, works, work
+    assert {code for code, _ in bench.errors().values()} == {"cancelled"}
+    assert pool.statistics().used_blocks == 0
+
+
+@pytest.mark.usefixtures("_counted_only")
 def test_an_idle_worker_keeps_nothing_of_its_last_batch(pool):
     """While it waits for work, the contexts, and with them the callers' arrays, are gone."""
     refs: list[Any] = []

@@ -1,0 +1,198 @@
+"""A client's process and its callers: the shell around `client/conversation.py`, as `client/connection.py` is.
+
+Callers ask what the plan says, keep answers for a while and look at them again, cancel, ask again.
+"""
+
+from __future__ import annotations
+
+from tensoryard import errors
+from tensoryard.client.conversation import Conversation
+from tensoryard.client.pending import Pending
+from tensoryard.client.reply import Reply
+from tensoryard.proto import RequestID, wire
+from tensoryard.proto.codec import decode_body, encode_body
+from tensoryard.proto.outputs import task_types
+
+from .checks import Asked
+from .plan import EMBED, SPEAK, THRESHOLD_BYTES
+from .processes import Peer
+from .requests import request_of
+from .world import Violation
+
+#: How long a caller that is told to try again waits at least.
+_RETRY_S = 0.3
+#: How often `connect` looks whether a coordinator has answered.
+_CONNECT_S = 0.1
+
+
+class _Reply(Reply):
+    """A reply that tells when it is ended twice, or goes on after its end."""
+
+    def __init__(self, asked, cancel):
+        super().__init__(RequestID(asked.request_id), cancel)
+        self._asked = asked
+
+    def add_output(self, output, ledger, *, done):
+        if self.done:
+            raise Violation("an output came after the end", self._asked.request_id)
+        super().add_output(output, ledger, done=done)
+
+    def fail(self, error):
+        if self.done:
+            raise Violation(f"a second end: {error!r}", self._asked.request_id)
+        super().fail(error)
+
+
+class Client(Peer):
+    """One life of a client."""
+
+    role = "client"
+    decoder = wire.TO_CLIENT
+
+    def __init__(self, site, number, life):
+        plan = site.plan
+        super().__init__(site, f"client-{number}.{life}", "h2" if plan.far[number] else "h1", seen=plan.seen[number])
+        self.number = number
+        self._pool = None
+        self.reader = site.memory.make_reader(self)
+        self.conversation = Conversation(
+            address="sim", reconnect_s=plan.settings.reconnect_s, post=self.post, decode=self._decode
+        )
+        #: It leaves, or has left, of its own accord.
+        self.closing = False
+        self.join()
+
+    @property
+    def pool(self):
+        """Made when it is first needed."""
+        if self._pool is None:
+            plan = self.site.plan
+            budget = plan.client_pool_segments * 3 * 4096
+            self._pool = self.site.memory.make_pool(self, budget_bytes=budget, settings=plan.settings)
+        return self._pool
+
+    # -- the callers --------------------------------------------------------------------------------------------------
+
+    def ask(self, ask, request_id, number, retries):
+        """A caller makes a request; before the first welcome it still waits for `connect`."""
+        if self.conversation.welcome is None:
+            self.later(_CONNECT_S, self.ask, ask, request_id, number, retries)
+            return
+        asked = Asked(self, ask, request_id, number, retries)
+        self.site.ledger.add(asked)
+        try:
+            self._submit(asked)
+        except errors.TensoryardError as error:
+            asked.end(error)
+            self._perhaps_again(asked, error)
+            return
+        if ask.cancel_s is not None:
+            self.later(ask.cancel_s, self._cancel, asked)
+
+    def _submit(self, asked):
+        """As `Connection.submit` does it."""
+        ask = asked.ask
+        welcome = self.conversation.require_open(self.presence.silent_s)
+        serves = self.site.plan.serves[ask.deployment].deployment
+        task = serves.task if ask.kind != "wrong_task" else {EMBED: SPEAK, SPEAK: EMBED}[serves.task]
+        model = serves.model if ask.kind != "stranger" else "nobody's"
+        local = welcome.host == self.host
+        body = encode_body(
+            request_of(ask, asked.request_id, asked.number, model, task, lambda: self.pool),
+            place=self._place if local else None,
+            out_of_band=not local,
+            threshold_bytes=THRESHOLD_BYTES,
+        )
+        try:
+            entry = self._entry(asked, body, task, model)
+            self.conversation.submit(entry, self.presence.silent_s)
+        except BaseException:
+            body.release()
+            raise
+        asked.begin(entry.reply)
+
+    def _place(self, array):
+        loan = self._pool.lend(array) if self._pool is not None else None
+        return (loan, False) if loan is not None else (self.pool.place(array), True)
+
+    def _entry(self, asked, body, task, model):
+        ask, now = asked.ask, self.clock()
+        return Pending(
+            reply=_Reply(asked, lambda key: self.conversation.cancel(str(key))),
+            submit=wire.Submit(
+                request_id=asked.request_id,
+                task=task.value,
+                model=model,
+                priority=ask.priority,
+                deadline_s=ask.deadline_s,
+                host=self.host if body.shared_bytes else "",
+                shared_bytes=body.shared_bytes,
+            ),
+            body=body,
+            output_type=task_types(task).output,
+            sent_at=now,
+            deadline=now + ask.deadline_s if ask.deadline_s is not None else None,
+        )
+
+    def _cancel(self, asked):
+        if asked.reply is not None and not asked.reply.done:
+            asked.cancelled = True
+            asked.reply.cancel()
+
+    def ended(self, *, killed):
+        super().ended(killed=killed)
+        self.site.ledger.client_ended(self)
+
+    def answered(self, asked, error):
+        """A caller's request has ended."""
+        self.later(asked.ask.hold_s, asked.let_go)
+        if error is not None:
+            self._perhaps_again(asked, error)
+
+    def _perhaps_again(self, asked, error):
+        if error.retryable and asked.retries and not self.closing:
+            wait_s = max(getattr(error, "retry_after_s", 0.0), _RETRY_S)
+            self.later(wait_s, self.ask, asked.ask, asked.request_id, asked.number, asked.retries - 1)
+
+    def ask_status(self):
+        """A caller wants to know how the cluster is."""
+        if self.conversation.welcome is None:
+            return
+        numbers = []
+
+        def answered(_body):
+            self.conversation.forget(numbers[0])
+
+        try:
+            numbers.append(self.conversation.ask(wire.AskStatus, answered, self.presence.silent_s))
+        except errors.TensoryardError:
+            return
+
+    def close(self):
+        """The program closes it."""
+        self.closing = True
+        self.conversation.close()
+        self._flush()
+        self.connection.send([wire.encode(wire.Disconnect())])
+        self.conversation.ended()
+        self.reader.close()
+        self.kill("ended")
+
+    # -- the session's callbacks --------------------------------------------------------------------------------------
+
+    def on_welcome(self, welcome):
+        self.conversation.welcomed(welcome, self.clock())
+
+    def on_message(self, message, body):
+        self.conversation.message(message, body, self.clock())
+
+    def on_refused(self, error):
+        self.conversation.refused(error)
+
+    def on_beat(self, silent_s):
+        self.reader.housekeep()
+        self.conversation.beat(silent_s)
+        return wire.Heartbeat()
+
+    def _decode(self, body, type_):
+        return decode_body(body, type_, resolve=self.reader.claim)

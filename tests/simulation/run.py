@@ -1,0 +1,255 @@
+"""One schedule from beginning to end: the plan of a seed is acted out, and what must hold is checked.
+
+The load, with faults; then a calm, in which every request must end; then callers let go of everything, and nothing may
+be left in any book.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import traceback
+from dataclasses import dataclass, field, replace
+
+from . import memory
+from .checks import Ledger, check_books, leftovers
+from .client import Client
+from .coordinator import Coordinator
+from .faults import Faults, Tripwires
+from .fleet import ByHand, FleetProcess
+from .network import Network
+from .plan import LOAD_S, make_plan
+from .world import Violation, World
+
+#: After the last fault, every request ends within so many seconds.
+SETTLES_IN_S = 150.0
+#: And so many seconds later nothing is left of any.
+CLEARS_IN_S = 60.0
+_LOOK_S = 1.0
+#: A coordinator that nobody stops, or a shutdown, has this long.
+_SHUTS_DOWN_IN_S = 60.0
+
+
+class Site:
+    """Everything that is there."""
+
+    def __init__(self, plan):
+        self.plan = plan
+        self.world = World(plan.seed)
+        self.ledger = Ledger()
+        self.memory = memory.Memory(self.world)
+        self.tripwires = Tripwires()
+        self.network = Network(self.world, plan)
+        self.faults = Faults(self)
+        self.workers = []
+        self.clients = []
+        self.fleet = None
+        #: RequestIDs that a pipeline hung for once.
+        self.lost_on_purpose = set()
+        #: How far clocks leapt, together.
+        self.leapt_s = 0.0
+        #: A coordinator opened its doors before its fleet had spoken.
+        self.unheard_fleet = False
+        self.shutting_down = False
+        self.results_lost = 0
+        self._lives = {}
+        self._starts = {}
+        #: By number of the ask: its RequestID, and its ask and number as they were.
+        self._asked = {}
+        self._numbers = 0
+
+    def start(self):
+        """Bring everything up, and set what is going to happen."""
+        self._start_coordinator()
+        if self.plan.fleet:
+            self._start_fleet()
+        else:
+            self._by_hand = ByHand(self)
+        for number in range(self.plan.clients):
+            self._start_client(number)
+        for number, ask in enumerate(self.plan.asks):
+            if ask is not None:
+                self.world.later(ask.at, self._ask, number, ask)
+        self.faults.set(self.plan.faults)
+
+    # -- processes ----------------------------------------------------------------------------------------------------
+
+    def _life(self, name):
+        self._lives[name] = self._lives.get(name, 0) + 1
+        return self._lives[name]
+
+    def _start_coordinator(self):
+        if self.network.hub is None and not self.shutting_down:
+            Coordinator(self, self._life("coordinator"))
+
+    def _start_fleet(self):
+        if not self.shutting_down:
+            self.fleet = FleetProcess(self, self._life("fleet"))
+
+    def _start_client(self, number):
+        client = Client(self, number, self._life(f"client-{number}"))
+        before = [client for client in self.clients if client.number == number]
+        self.clients.append(client)
+        if before:
+            for asked in self.ledger.asked:
+                if asked.client is before[-1] and asked.outcome is None:
+                    client.later(0.1, client.ask, asked.ask, asked.request_id, asked.number, asked.retries)
+
+    def restart_of(self, process):
+        """What brings a process back, where that is not somebody else's business."""
+        if isinstance(process, Client):
+            return lambda: self._start_client(process.number)
+        if isinstance(process, Coordinator):
+            return self._start_coordinator
+        if isinstance(process, FleetProcess):
+            return self._start_fleet
+        return None
+
+    def peers(self):
+        """Processes with a session, that live."""
+        fleet = [self.fleet] if self.fleet is not None else []
+        return [process for process in (*self.clients, *self.workers, *fleet) if process.alive]
+
+    def processes(self):
+        """All that live."""
+        return self.peers() + ([self.network.hub] if self.network.hub is not None else [])
+
+    def process_ended(self, peer):
+        """The coordinator may see it."""
+        if self.network.hub is not None:
+            self.network.hub.process_ended(peer)
+
+    def coordinator_died(self, _coordinator):
+        """Its connections break."""
+        self.network.hub_went()
+
+    def coordinator_left(self, _coordinator):
+        """It said goodbye, which still arrives."""
+        self.network.hub_left()
+
+    def fleet_ended(self, fleet, *, killed):
+        """Its workers have gone with it."""
+
+    def pipelines(self):
+        """Every pipeline there was."""
+        return [worker.pipeline for worker in self.workers if worker.pipeline is not None]
+
+    def fails_to_start(self, serves):
+        """Whether this start fails."""
+        starts = self._starts[serves.deployment.name] = self._starts.get(serves.deployment.name, 0) + 1
+        return starts <= serves.fails_to_start
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _ask(self, number, ask):
+        client = [client for client in self.clients if client.number == ask.client][-1]
+        if client.alive and not client.frozen:
+            request_id, ask, value = self._identity(number, ask, client)
+            self._asked[number] = (request_id, ask, value)
+            client.ask(ask, request_id, value, ask.retries)
+
+    def _identity(self, number, ask, client):
+        """RequestID and number. An id that was used before goes with the same request, unless that is over for sure."""
+        self._numbers += 1
+        if ask.again not in self._asked:
+            return f"r{number}", ask, self._numbers
+        request_id, before, value = self._asked[ask.again]
+        lives = self.ledger.by_id.get(request_id, ())
+        over = all(asked.client is client and asked.told_by_coordinator and not asked.retries for asked in lives)
+        if over:
+            return request_id, ask, self._numbers
+        same = {"at": ask.at, "client": ask.client, "cancel_s": ask.cancel_s, "hold_s": ask.hold_s}
+        return request_id, replace(before, **same), value
+
+
+@dataclass
+class Result:
+    """What came of a schedule."""
+
+    seed: int
+    violation: Violation | None
+    events: int
+    seconds: float
+    outcomes: dict = field(default_factory=dict)
+    faults: dict = field(default_factory=dict)
+    site: Site | None = None
+
+    @property
+    def trace_hash(self):
+        """The same for the same events."""
+        digest = hashlib.blake2b(digest_size=16)
+        for line in self.site.world.trace:
+            digest.update(repr(line).encode())
+        return digest.hexdigest()
+
+
+def run_seed(seed, *, hostile=False, check_every=1):
+    """The schedule of a seed."""
+    return run_plan(make_plan(seed, hostile=hostile), check_every=check_every)
+
+
+def run_plan(plan, *, check_every=1):
+    """Act a plan out. `check_every`: the books are checked after every so many events."""
+    os.environ["TENSORYARD_HOST"] = "h1"
+    site = Site(plan)
+    violation = None
+    with memory.small_segments():
+        try:
+            _play(site, check_every)
+        except Violation as error:
+            violation = error
+        except Exception as error:
+            violation = Violation(f"{error!r}\n{traceback.format_exc()}")
+            violation.__cause__ = error
+    world = site.world
+    return Result(plan.seed, violation, world.events, world.now, site.ledger.outcomes, site.faults.struck, site)
+
+
+def _play(site, check_every):
+    world = site.world
+
+    def after_event():
+        site.faults.after_event(world.events)
+        if world.events % check_every == 0:
+            check_books(site)
+
+    world.after_event = after_event
+    site.start()
+    world.run(LOAD_S + 2.0)
+    world.run(LOAD_S + 15.0, lambda: site.faults.calm)
+    site.faults.end()
+    world.note("calm")
+    check_books(site)
+    if site.plan.hostility:
+        _let_go(site)
+        world.run(world.now + 5.0)
+        check_books(site)
+        return
+    if (
+        not world.run(world.now + SETTLES_IN_S, lambda: world.events % 8 == 0 and not site.ledger.open())
+        and site.ledger.open()
+    ):
+        asked = site.ledger.open()[0]
+        raise Violation(f"{asked.request_id} of {asked.client.name} never ended", asked.request_id)
+    _clear(site)
+    check_books(site)
+
+
+def _let_go(site):
+    """Callers keep no answer any longer."""
+    for asked in site.ledger.asked:
+        if asked.reply is not None and asked.outcome is not None:
+            asked.let_go()
+
+
+def _clear(site):
+    """Nothing may be left, soon, when callers keep nothing; some of them are still asking again."""
+    give_up = site.world.now + CLEARS_IN_S
+    while True:
+        _let_go(site)
+        left = leftovers(site)
+        if not left:
+            return
+        if site.world.now >= give_up:
+            raise Violation(f"left over: {'; '.join(left)[:2000]}")
+        site.world.run(site.world.now + _LOOK_S)
