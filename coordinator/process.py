@@ -42,6 +42,7 @@ _MESSAGES_PER_TURN = 256
 _COMPLAINTS_PER_PEER = 8
 #: How long a flood of messages may keep us from seeing that a peer is gone.
 _LAST_WORDS_S = 0.5
+_UNREACHABLE = "cannot be reached, or does not read what it is sent"
 
 
 class Coordinator:
@@ -166,7 +167,7 @@ class Coordinator:
         """The link says so, after all that came before: the peer has died, or closed, or was cut off by the link."""
         peer = self._roster.get(identity)
         if peer is not None:
-            self._lose(peer, "ended without a goodbye")
+            self._lose(peer, _UNREACHABLE if peer in self._unreachable else "ended without a goodbye")
 
     def _bury(self, died: list[Peer]) -> None:
         """Peers that died or cannot be reached, once everything they sent before has been served: last words count."""
@@ -174,7 +175,7 @@ class Coordinator:
         for peer in died:
             self._lose(peer, "died")
         for peer in unreachable:
-            self._lose(peer, "cannot be reached, or does not read what it is sent")
+            self._lose(peer, _UNREACHABLE)
 
     def _sleep_ms(self) -> int:
         if self._unreachable:

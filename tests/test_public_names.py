@@ -25,8 +25,8 @@ PINNED = {
     "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply connect connect_async",
     "tensoryard.coordinator": "Connection Coordinator Router connections read_connection",
     "tensoryard.links": """
-        Frames HubLink MemoryNetwork Opening PeerLink SeqpacketHub SeqpacketPeer Session ZmqHub ZmqPeer make_hub make_peer
-        pid_namespace
+        Frames HubLink MemoryNetwork Opening PeerLink SeqpacketHub SeqpacketPeer Session ZmqHub ZmqPeer make_hub
+        make_peer pid_namespace
     """,
 }
 
