@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _MESSAGES_PER_TURN = 256
 #: How long a flood of messages may keep us from seeing that a peer is gone.
 _LAST_WORDS_S = 0.5
+_UNREACHABLE = "cannot be reached, or does not read what it is sent"
 
 
 class Coordinator:
@@ -143,7 +144,8 @@ class Coordinator:
                 return True
             identity, frames = received
             if frames is None:  # the link says so, after all that came before
-                self.broker.peer_gone(identity, "ended without a goodbye", time.monotonic())
+                reason = _UNREACHABLE if identity in self._unreachable else "ended without a goodbye"
+                self.broker.peer_gone(identity, reason, time.monotonic())
             else:
                 self.broker.message(identity, frames, time.monotonic())
             self._act()
@@ -155,7 +157,7 @@ class Coordinator:
         for peer in died:
             self.broker.peer_gone(peer, "died", time.monotonic())
         for peer in unreachable:
-            self.broker.peer_gone(peer, "cannot be reached, or does not read what it is sent", time.monotonic())
+            self.broker.peer_gone(peer, _UNREACHABLE, time.monotonic())
 
     def _act(self) -> None:
         """Do what the broker wants done."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import ConfigError
+from .framing import PACKET_BYTES
 
 SCHEME = "unix://"
 #: Asked of the kernel for each direction of a connection, which doubles it and counts its own bookkeeping: some four
@@ -46,7 +47,9 @@ def _is_address(address: object) -> bool:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket that appears at `path`, with mode 0600, only once it accepts. OSError, also where one lives.
+    """A listening socket that appears at `path`, with mode 0600, only once it accepts.
+
+    OSError when that cannot be, also where another lives, and where the kernel lets no packet of ours through.
 
     It is bound under another name and renamed when it listens, so that a socket file which refuses is always dead.
     """
@@ -56,6 +59,7 @@ def listen(path: Path) -> socket.socket:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), str(old))
     listener = _socket()
     try:
+        _require_room(listener)
         fresh.unlink(missing_ok=True)
         listener.bind(str(fresh))
         fresh.chmod(0o600)
@@ -83,8 +87,20 @@ def connect(path: Path, greeting: bytes) -> socket.socket:
 def prepared(sock: socket.socket) -> socket.socket:
     """A connected socket that waits for nothing and has room for what is under way."""
     sock.setblocking(False)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    _set_room(sock)
     return sock
+
+
+def _set_room(sock: socket.socket) -> int:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+
+def _require_room(sock: socket.socket) -> None:
+    """The kernel gives every socket of a host as much room as this one."""
+    room = _set_room(sock)
+    if room < 2 * PACKET_BYTES:
+        raise OSError(errno.ENOBUFS, f"sockets may send {room} bytes at once; net.core.wmem_max must be {PACKET_BYTES}")
 
 
 def is_same_user(sock: socket.socket) -> bool:

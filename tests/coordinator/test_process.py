@@ -627,6 +627,20 @@ def test_a_peer_that_does_not_read_is_dropped(make_peer):
         assert busy.status().outcomes == {"cancelled": 1}
 
 
+def test_a_worker_that_does_not_read_is_said_to_be_one(make_peer):
+    """A worker that is lost since too much waits for it is told apart from one that has ended."""
+    settings = Settings(heartbeat_s=0.1, liveness_s=60.0, peer_backlog=10)
+    with Serving(settings) as serving:
+        lazy, client, fleet = (make_peer(role, address=serving.address) for role in ("worker", "client", "fleet"))
+        lazy.send(wire.Ready(**{**READY, "credits": 10_000}))
+        assert fleet.take(wire.WorkerNotice)[0].what == "ready"
+        for number in range(3000):
+            client.send(submit(f"r{number}"), bytes(1000))
+        notice, _ = fleet.take(wire.WorkerNotice)
+        assert (notice.what, notice.worker) == ("gone", lazy.name)
+        assert "does not read what it is sent" in notice.text
+
+
 def test_a_pause_of_ours_is_nobodys_silence():
     """When it was stopped itself for longer than `liveness_s`, it loses nobody; whoever is really silent, it does."""
     with stepped() as coordinator, closing(Peer(coordinator.address, hello=False)) as (peer,):

@@ -238,7 +238,7 @@ def test_a_peer_that_left_cannot_be_reached(link, hub, make_peer):
     )
 
 
-def test_a_peers_end_is_told(telling, hub, make_peer):
+def test_w_46_a_peers_end_is_told(telling, hub, make_peer):
     """After all that it sent comes the news that a peer has ended, once; others are not concerned."""
     leaving, staying = make_peer(), make_peer()
     gone, here = telling.met(hub, leaving), telling.met(hub, staying)

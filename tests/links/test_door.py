@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,36 @@ def test_without_descriptors_peers_are_turned_away(address):
     )
     assert done.stdout.split("\n")[:4] == ["turned away"] * 3 + ["y"], done.stderr
     assert "may open no more files" in done.stderr
+
+
+_STRANGER = """
+import os, socket, sys
+from tensoryard.links.unix_socket import connect
+os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+sock.connect(sys.argv[1])
+print("connected", flush=True)
+print(sock.recv(10), flush=True)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be another user")
+def test_w_43_another_user_is_turned_away(caplog):
+    """Though the file lets it connect, a process of another user is not let in, and finds its connection ended."""
+    folder = Path("/tmp") / f"ty-{os.urandom(4).hex()}"
+    folder.mkdir()
+    door = Door(f"unix://{folder}/s")
+    try:
+        folder.chmod(0o755)
+        (folder / "s").chmod(0o666)
+        command = [sys.executable, "-P", "-c", _STRANGER, f"{folder}/s"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b"connected\n"
+            assert door.let_in() == []
+            assert process.stdout.readline() == b"b''\n"
+            assert process.wait(DEADLINE_S) == 0
+        assert "it belongs to another user" in caplog.text
+    finally:
+        door.close()
+        folder.rmdir()

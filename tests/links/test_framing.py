@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -66,10 +67,11 @@ def test_w_40_anything_else_is_no_greeting(packet):
 
 
 def test_w_41_a_message_is_its_sizes_and_its_bytes():
-    """Worked bytes: the number of frames, the size of each, then their bytes, little-endian."""
-    assert packed([b"ab", b"", b"c"]) == [
-        bytes.fromhex("03000000 0200000000000000 0000000000000000 0100000000000000") + b"abc"
-    ]
+    """The number of frames, the size of each, then their bytes, little-endian, as docs/spec/wire.md shows them."""
+    (packet,) = packed([b"ab", b"", b"c"])
+    lines = [f"    {packet[start : start + 16].hex(' ')}" for start in (0, 16)]
+    assert "\n".join(lines) in (Path(__file__).parents[2] / "docs" / "spec" / "wire.md").read_text()
+    assert [packet] == [bytes.fromhex("03000000 0200000000000000 0000000000000000 0100000000000000") + b"abc"]
 
 
 @given(st.lists(st.binary(max_size=100), min_size=1, max_size=20))

@@ -305,6 +305,42 @@ def test_it_finds_a_replaced_hub(owner, make_session, scheme):
     assert owner.told[1].epoch != epoch
 
 
+def test_w_47_each_connection_begins_with_hello(owner, make_session, eventually):
+    """To a coordinator in another's place HELLO comes first; what was posted meanwhile is left for its owner to say."""
+    address = fresh_address()
+    with Hub(address) as first:
+        session = make_session(address)
+        owner.until(lambda: owner.told, "the first welcome")
+        link = session._open_link
+        first.wait_beats(1)
+    eventually(lambda: not link.connected, "the end of the coordinator is noticed")
+    session.post(wire.Cancel(request_id="of an earlier conversation"))
+    with Hub(address) as second:
+        owner.until(lambda: len(owner.of(wire.Welcome)) == 2, "the second welcome")
+        session.post(wire.Cancel(request_id="of this one"))
+        second.wait(wire.Cancel)
+        assert [type(message) for _, message, _ in second.seen] == [wire.Hello, wire.Cancel]
+        assert second.of(wire.Cancel)[0].request_id == "of this one"
+
+
+def test_a_post_before_the_start_is_sent(hub, owner):
+    """What is posted before there is a link leaves once there is one, after HELLO and before what is posted later."""
+    session = Session(
+        address=hub.address, role="worker", name="w", decoder=wire.TO_WORKER, callbacks=owner, settings=NEVER
+    )
+    for number in range(100):
+        session.post(wire.Cancel(request_id=f"{number}"))
+    session.start()
+    for number in range(100, 200):
+        session.post(wire.Cancel(request_id=f"{number}"))
+    try:
+        hub.wait(wire.Cancel, 200)
+        assert isinstance(hub.seen[0][1], wire.Hello)
+        assert [message.request_id for message in hub.of(wire.Cancel)] == [f"{number}" for number in range(200)]
+    finally:
+        session.close()
+
+
 # -- silence ----------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from ..scripted import DEADLINE_S
 
 
 @pytest.fixture
-def path(tmp_path_factory):
+def path():
     return Path(os.environ["TENSORYARD_RUNTIME_DIR"]) / f"s{os.urandom(4).hex()}"
 
 
@@ -85,6 +85,16 @@ def test_other_files_are_not_touched(path):
     path.unlink()
 
 
+def test_too_little_room_is_said_at_once(path, monkeypatch):
+    """On a host whose sockets cannot send one packet, nobody listens, and the error says what to set."""
+    monkeypatch.setattr("tensoryard.links.unix_socket._SEND_BUFFER_BYTES", 10_000)
+    before = open_fds()
+    with pytest.raises(OSError, match=r"sockets may send 20000 bytes at once; net\.core\.wmem_max must be 131072"):
+        listen(path)
+    assert open_fds() <= before
+    assert not path.exists()
+
+
 def test_nobody_there_is_an_error_at_once(path):
     """No file, a dead file, or a socket of another kind: OSError, and nothing is left open."""
     before = Baseline()
@@ -135,9 +145,9 @@ else:
 @pytest.mark.process
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may be another user")
 @pytest.mark.parametrize("side", ["connect", "listen"])
-def test_w_43_another_user_is_known_for_one(tmp_path_factory, side):
+def test_w_43_another_user_is_known_for_one(side):
     """The kernel tells each side who the other is: neither talks to another user, whatever the file allows."""
-    folder = Path(os.path.realpath("/tmp")) / f"ty-{os.urandom(4).hex()}"
+    folder = Path("/tmp") / f"ty-{os.urandom(4).hex()}"
     folder.mkdir()
     folder.chmod(0o777)
     path = folder / "s"
