@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from . import goals, machine, plot, report, results
 from .contenders import FLOORS, HOUSES, OURS, PEERS
-from .house import MARK, sweep
+from .house import MARK, Guardian, sweep
 from .rounds import Found, Rounds
 from .works import WORKS
 
@@ -92,6 +92,7 @@ def _run(asked: argparse.Namespace) -> int:
     """Measure and report. Whatever happens, Ctrl-C included, nothing that was started is left."""
     run = uuid.uuid4().hex
     signal.signal(signal.SIGTERM, _interrupt)
+    guardian = Guardian(run)
     try:
         found = _measure(asked, run)
         found["left_behind"] = sweep(run)
@@ -100,6 +101,7 @@ def _run(asked: argparse.Namespace) -> int:
         return 130
     finally:
         sweep(run)
+        guardian.close()
     asked.out.mkdir(parents=True, exist_ok=True)
     results.write(found, asked.out / "results.json")
     (asked.out / "plot.svg").write_text(plot.svg(found))

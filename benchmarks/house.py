@@ -1,6 +1,8 @@
-"""The near end of a host: a process that runs contenders, started, asked and ended from here.
+"""The near end of a host: a process that runs contenders, started, asked, stopped between turns and ended from here.
 
-`host.py` is the far end. Everything it starts carries a mark in its environment, by which `sweep` finds what is left.
+`host.py` is the far end. Everything it starts carries marks in its environment: the run's, by which `sweep` finds what
+is left, and the house's own, by which `freeze` stops all of it (SIGSTOP). Some contenders use half a core while they
+wait for work; that would be taken from whoever is measured.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-MARK = "TYBENCH_MARK"
+MARK, HOUSE_MARK = "TYBENCH_MARK", "TYBENCH_HOUSE"
+#: What was stopped has timers that are overdue: it gets so long to see to them before it is measured.
+SETTLE_S = 0.1
 START_TIMEOUT_S = 150.0
 STOP_TIMEOUT_S = 30.0
 #: A measurement may take so long beyond its budget: the samples that are taken whatever they cost.
@@ -43,8 +48,11 @@ class House:
             stderr=told,
             pass_fds=[theirs_read, theirs_write],
             start_new_session=True,
-            env={**os.environ, "PYTHONSAFEPATH": "1", MARK: mark},
+            env={**os.environ, "PYTHONSAFEPATH": "1", MARK: mark, HOUSE_MARK: f"{mark}-{module}"},
         )
+        self._mark = f"{mark}-{module}"
+        #: What is stopped.
+        self._frozen: list[int] = []
         os.close(theirs_read)
         os.close(theirs_write)
         self._buffer = b""
@@ -52,6 +60,18 @@ class House:
     def start(self) -> dict[str, Any]:
         """Start the contenders: by name, what each cannot do or why it is not here."""
         return self._ask({"do": "start", "names": self.names}, START_TIMEOUT_S)
+
+    def freeze(self) -> None:
+        """Stop the host and everything that it started."""
+        self._frozen = marked(self._mark, HOUSE_MARK)
+        _signal(self._frozen, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let them go on."""
+        if self._frozen:
+            _signal(self._frozen, signal.SIGCONT)
+            self._frozen = []
+            time.sleep(SETTLE_S)
 
     def measure(self, contender: str, work: str, *, samples: int, budget_s: float, seed: int) -> dict[str, Any]:
         """Samples of one contender at one work."""
@@ -90,6 +110,7 @@ class House:
 
     def close(self) -> None:
         """Let it stop its contenders; what does not end in time is for `sweep`."""
+        self.thaw()
         if self._write >= 0:
             os.close(self._write)
             self._write = -1
@@ -103,9 +124,9 @@ class House:
             self._read = -1
 
 
-def marked(mark: str) -> list[int]:
+def marked(mark: str, name: str = MARK) -> list[int]:
     """The live processes that carry a mark, but this one."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+    wanted, found = f"{name}={mark}".encode(), []
     for pid in (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()):
         with contextlib.suppress(OSError):
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -121,9 +142,29 @@ def sweep(mark: str, *, patience_s: float = 10.0) -> int:
         time.sleep(0.1)
     killed: set[int] = set()
     while left := marked(mark):
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _signal(left, signal.SIGKILL)
         killed.update(left)
         time.sleep(0.02)
     return len(killed)
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    """To those that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+class Guardian:
+    """A process that outlives this one only to sweep after it: killed, it could not end what it had stopped."""
+
+    def __init__(self, mark: str) -> None:
+        command = [sys.executable, "-m", f"{__package__}.guardian", mark]
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True)
+
+    def close(self) -> None:
+        """It finds nothing to do, and ends."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()

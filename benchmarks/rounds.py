@@ -65,6 +65,8 @@ class Rounds:
         self._quiet = quiet
         #: By contender.
         self._houses: dict[str, House] = {}
+        #: The one house that is not stopped.
+        self._awake: House | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -105,10 +107,21 @@ class Rounds:
             for work, reason in state.get("cannot", {}).items():
                 found.fail(work, name, reason)
             self._tell(f"{name}: {state.get('absent', 'ready')}")
+        house.freeze()
+
+    def _wake(self, contender: str) -> House:
+        """Its house goes on, all others stand still."""
+        house = self._houses[contender]
+        if house is not self._awake:
+            if self._awake is not None:
+                self._awake.freeze()
+            house.thaw()
+            self._awake = house
+        return house
 
     def _measure(self, found: Found, work: Work, contender: str, number: int, seed: int, effort: float) -> None:
         samples = max(2, round(work.samples * effort))
-        house = self._houses[contender]
+        house = self._wake(contender)
         try:
             answer: dict[str, Any] = house.measure(
                 contender, work.name, samples=samples, budget_s=BUDGET_S * effort, seed=seed
@@ -120,6 +133,7 @@ class Rounds:
             reason = answer["failed"]
         except HouseLostError as error:
             house.close()
+            self._awake = None
             reason = f"lost: {error}"
             found.absent.update(dict.fromkeys(house.names, reason))
         found.fail(work.name, contender, reason)

@@ -1,4 +1,4 @@
-"""Ray's three ways, on one local Ray: an actor call, a compiled graph of one actor, and a Serve handle.
+"""Ray's actor call and Serve handle, on one local Ray. `ray_graph.py` has the compiled graph, on a Ray of its own.
 
 The same worker class behind each. Arrays travel through Ray's object store or, compiled, through a channel of it.
 """
@@ -16,10 +16,6 @@ from .base import Contender, NotHereError
 
 #: Ray's store: room for the largest array there and back, twice.
 STORE_BYTES = 1 << 30
-#: A compiled graph's channels are made for the largest value they will carry; one graph for small and one for large.
-SMALL_CHANNEL, LARGE_CHANNEL = 4096, 80 << 20
-#: It executes at most so many at once by its own default.
-GRAPH_IN_FLIGHT = 10
 TIMEOUT_S = 60.0
 
 
@@ -47,7 +43,7 @@ class Worker:
 
 
 class RayCluster:
-    """One Ray for all contenders here."""
+    """One Ray for all contenders of a module."""
 
     def __init__(self) -> None:
         self._users = 0
@@ -61,6 +57,7 @@ class RayCluster:
         import ray
 
         ray.init(
+            address="local",
             num_cpus=8,  # slots, not cores: all contenders have their actors at once
             object_store_memory=STORE_BYTES,
             include_dashboard=False,
@@ -147,43 +144,6 @@ class RayActor(RayContender):
         return getattr(self._actor, method).remote(value)
 
 
-class RayGraph(RayContender):
-    """A compiled graph for each method: one actor each, since a compiled actor does nothing else."""
-
-    name = "ray-graph"
-
-    def set_up(self) -> None:
-        """Compile them, and see that they work."""
-        import ray
-
-        sizes = {"echo": SMALL_CHANNEL, "read": LARGE_CHANNEL, "make": LARGE_CHANNEL}
-        self._graphs = {
-            method: _compile(ray.remote(num_cpus=0)(Worker).remote(), method, sizes[method]) for method in sizes
-        }
-        self.echo(b"are you there?")
-
-    def stop(self) -> None:
-        """Tear them down first: their actors sit in a loop."""
-        for graph in getattr(self, "_graphs", {}).values():
-            graph.teardown(kill_actors=True)
-        super().stop()
-
-    def _call(self, method: str, value: Any) -> Any:
-        return self._graphs[method].execute(value)
-
-    def flight(self, messages: Sequence[bytes], in_flight: int) -> list[bytes]:
-        """It takes fewer at once."""
-        return super().flight(messages, min(in_flight, GRAPH_IN_FLIGHT))
-
-
-def _compile(actor: Any, method: str, buffer_bytes: int) -> Any:
-    from ray.dag import InputNode
-
-    with InputNode() as value:
-        graph = getattr(actor, method).bind(value)
-    return graph.experimental_compile(_buffer_size_bytes=buffer_bytes)
-
-
 class RayServe(RayContender):
     """A deployment, called by its handle; no HTTP in between."""
 
@@ -217,6 +177,6 @@ class RayServe(RayContender):
 
 
 def make() -> list[Contender]:
-    """All three, on one Ray."""
+    """Both, on one Ray."""
     cluster = RayCluster()
-    return [RayGraph(cluster), RayActor(cluster), RayServe(cluster)]
+    return [RayActor(cluster), RayServe(cluster)]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,40 @@ def test_a_host_that_dies_is_lost_and_not_waited_for() -> None:
 def test_the_mark_is_no_setting_of_ours() -> None:
     """Our settings refuse variables they do not know; the mark's name must not look like one."""
     assert not MARK.startswith("TENSORYARD_")
+
+
+def test_who_waits_stands_still() -> None:
+    """A frozen house's processes are all stopped; thawed, it answers as before, and closing wakes it too."""
+    mark = f"test-frozen-{os.getpid()}"
+    house = House("seqpacket", ["seqpacket-broker"], mark)
+    try:
+        house.start()
+        house.freeze()
+        assert {state_of(pid) for pid in marked(mark)} == {"T"}
+        house.thaw()
+        assert "T" not in {state_of(pid) for pid in marked(mark)}
+        assert len(house.measure("seqpacket-broker", "small", samples=3, budget_s=1, seed=1)["samples"]) == 3
+        house.freeze()
+    finally:
+        house.close()
+        assert sweep(mark, patience_s=60) == 0
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_killed_benchmark_is_swept_after(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    """SIGKILL of the benchmark itself, while others are stopped: its guardian ends all that it had started."""
+    asked = command("--only", "small", "--peers", "none", "--rounds", 1000, "--out", tmp_path)
+    process = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("round"):
+            break
+    ours = below(process.pid)
+    assert len(ours) >= 6
+    process.kill()
+    process.wait()
+    process.stderr.close()
+    eventually(lambda: not [pid for pid in ours if is_ours(pid)], "everything it started has ended")
