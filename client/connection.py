@@ -116,6 +116,9 @@ class Connection:
         task = _task_of(request)
         deadline_s, priority = _checked(deadline_s, priority)
         key = str(request.request_id)
+        overload = self._conversation.overload(request.model, monotonic())
+        if overload is not None:
+            return self._refused(request.request_id, overload)
         local = welcome.host == self._reader.host
         body = encode_body(
             request,
@@ -143,6 +146,13 @@ class Connection:
             body.release()
             raise
         return entry.reply
+
+    def _refused(self, request_id: RequestID, error: errors.TensoryardError) -> Reply:
+        """The reply to a request that was not even made."""
+        reply = Reply(request_id, self.cancel)
+        error.request_id = str(request_id)
+        reply.fail(error)
+        return reply
 
     def _place(self, array: Any, tag: str) -> tuple[Loan, bool]:
         """Where the array already lies, else copied into the pool; waits for room, then PoolExhausted."""

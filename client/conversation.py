@@ -7,18 +7,21 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from .. import errors
+from ..logs import logger
 from ..proto import wire
+from .gate import Gate
 from .pending import Pending, PendingTable, frames_of
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: A request whose result's memory was lost with its worker is sent again so many times.
 _MAX_RESENDS = 3
+#: Questions that may wait for their answers at once.
+_MAX_QUERIES = 256
 _LOST_MEMORY = (errors.StaleHandle, errors.SegmentGone)
 
 #: Reads an output of a type from its frames, and takes over the lease of its memory, which ends with the value.
@@ -54,6 +57,7 @@ class Conversation:
         #: Why nothing can be sent, until a coordinator welcomes us (again).
         self.refusal: errors.TensoryardError | None = None
         self.closed = False
+        self.gate = Gate()
         self._address = address
         self._reconnect_s = reconnect_s
         self._post = post
@@ -76,6 +80,12 @@ class Conversation:
             )
         return self.welcome
 
+    def overload(self, model: str, at: float) -> errors.Overloaded | None:
+        """Why one more request would be refused, so that it need not be made; None when it may be sent."""
+        assert self.welcome is not None, "an open connection was welcomed"
+        live, live_bytes = len(self.pending), self.pending.size_bytes
+        return self.gate.refusal(model, live=live, live_bytes=live_bytes, welcome=self.welcome, at=at)
+
     def submit(self, entry: Pending, silent_s: float) -> None:
         """Send a request, which is under way from now on. Raises like `require_open`, and DuplicateRequest.
 
@@ -92,7 +102,7 @@ class Conversation:
     def cancel(self, request_id: str) -> None:
         """Tell the coordinator that an answer is not wanted; its ERROR, or what came first, ends the request."""
         entry = self.pending.get(request_id)
-        if entry is not None:
+        if entry is not None and not entry.cancelled:
             entry.cancelled = True
             self._post(wire.Cancel(request_id=request_id))
 
@@ -106,6 +116,9 @@ class Conversation:
 
     def ask(self, make: Callable[..., Any], answer: Callable[[bytes | None], None], silent_s: float) -> int:
         """Send a question made by `make(query=number)`; returns the number. Raises like `require_open`."""
+        if len(self.queries) >= _MAX_QUERIES:
+            text = f"this client waits for the answers to {_MAX_QUERIES} questions; ask again when they have come"
+            raise errors.Overloaded(text, retry_after_s=1.0)
         number = next(self._query_numbers)
         query = self.queries[number] = Query(make(query=number), answer)
         try:
@@ -179,7 +192,7 @@ class Conversation:
             case wire.Partial() | wire.Final():
                 self._on_output(message, body, at)
             case wire.Error():
-                self._on_error(message)
+                self._on_error(message, at)
             case wire.Report():
                 query = self.queries.get(message.query)
                 if query is not None and body:
@@ -257,10 +270,12 @@ class Conversation:
         else:
             self._post(entry.message(at), frames_of(entry))
 
-    def _on_error(self, message: wire.Error) -> None:
+    def _on_error(self, message: wire.Error, at: float) -> None:
         entry = self.pending.get(message.request_id)
         if entry is None:
             return
+        if message.code == errors.Overloaded.code:
+            self.gate.close(entry.submit.model, message.retry_after_s, at)
         if entry.restarting and not entry.cancelled and message.code == errors.RequestCancelled.code:
             return  # the answer to our own CANCEL in `_resend`
         story, retry_after_s = tuple(message.story), message.retry_after_s

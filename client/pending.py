@@ -78,6 +78,8 @@ class PendingTable:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[str, Pending] = {}
+        #: What they weigh: their messages and their shared memory.
+        self.size_bytes = 0
 
     def add(self, entry: Pending) -> None:
         """Enter a request; DuplicateRequest when its id is under way already."""
@@ -86,6 +88,7 @@ class PendingTable:
             if key in self._entries:
                 raise DuplicateRequest("this client has a live request with this RequestID", request_id=key)
             self._entries[key] = entry
+            self.size_bytes += _size_of(entry)
 
     def get(self, request_id: str) -> Pending | None:
         """The request of an id."""
@@ -101,6 +104,7 @@ class PendingTable:
         """The request has ended: strike it off and give its shared memory back."""
         with self._lock:
             entry = self._entries.pop(request_id, None)
+            self.size_bytes -= _size_of(entry) if entry is not None else 0
         if entry is not None:
             entry.body.release()
         return entry
@@ -113,6 +117,10 @@ class PendingTable:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _size_of(entry: Pending) -> int:
+    return entry.body.socket_bytes + entry.body.shared_bytes
 
 
 def frames_of(entry: Pending) -> wire.Frames:

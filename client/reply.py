@@ -7,19 +7,19 @@ read.
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import InvalidRequest, ReplyTimeout, TensoryardError
+from ..logs import logger
 from ..proto.outputs import merge_outputs
 from ..proto.request import RequestID
 from .ledger import CopyLedger
 from .reading import Reading
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 def _nobody(_request_id: RequestID, _parts: int) -> None:

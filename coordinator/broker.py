@@ -7,12 +7,12 @@ sockets, the clock and the processes. Bodies and tensors are never opened here.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import msgspec
 
 from .. import errors
+from ..logs import logger
 from ..proto import wire
 from ..proto.status import ClusterStatus
 from ..settings import Settings
@@ -26,7 +26,7 @@ from .reports import model_statuses
 from .roster import Peer
 from .waiting_room import WaitingRoom
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: What a client says of one request.
 _OfRequest = wire.Submit | wire.Cancel | wire.Consumed
@@ -60,7 +60,12 @@ class Broker:
         self.epoch = epoch
         self.host = host
         self.settings = settings
-        self._dispatcher = Dispatcher(Limits(max_in_flight_per_client=settings.max_in_flight))
+        limits = Limits(
+            max_in_flight_per_client=settings.max_in_flight,
+            max_bytes_per_client=settings.max_in_flight_bytes,
+            max_kept_bytes=settings.max_kept_bytes,
+        )
+        self._dispatcher = Dispatcher(limits)
         self._handle = self._dispatcher.handle
         self._send = self._dispatcher.send
         self.router = self._dispatcher.router
@@ -73,7 +78,9 @@ class Broker:
         #: Until the fleet has spoken; None from then on.
         self._room: WaitingRoom | None = None
         if expects_fleet:
-            self._room = WaitingRoom(open_at=at + settings.settle_s, max_bytes=settings.max_message_bytes)
+            self._room = WaitingRoom(
+                open_at=at + settings.settle_s, max_bytes=settings.max_kept_bytes, max_per_client=settings.max_in_flight
+            )
         self._leaving_at: float | None = None
 
     # -- what happens -------------------------------------------------------------------------------------------------
@@ -137,6 +144,9 @@ class Broker:
         self._handle(ev.Ticked(at=at))
         for peer in self.roster.silent_since(at - self.settings.liveness_s):
             self._lose(peer, f"was silent for {self.settings.liveness_s} s", at)
+        for peer in self.roster.silent_since(at - 2 * self.settings.heartbeat_s):
+            if peer.unheard_bytes > self.settings.peer_backlog_bytes:
+                self._lose(peer, f"does not read: {peer.unheard_bytes} bytes wait for it (peer_backlog_bytes)", at)
         for peer in self.roster.all():
             self._send(peer.identity, wire.Heartbeat())
         self._leave_when_empty(at)
@@ -179,7 +189,7 @@ class Broker:
             if not isinstance(message, wire.Disconnect):
                 self._send(identity, wire.Rejoin())
             return
-        peer.seen = at
+        peer.hear(at)
         match message:
             case wire.Heartbeat():
                 if peer.role == "worker":
@@ -196,9 +206,15 @@ class Broker:
             raise errors.ProtocolError(f"a peer is one of {sorted(_SERVES)}, not {hello.role!r}")
         known = self.roster.get(identity)
         if known is not None and known.role == hello.role:  # asked twice: nothing has changed
-            known.seen = at
+            known.hear(at)
             self._send_welcome(known)
             return
+        if hello.role == "client" and self.roster.count("client") >= self.settings.max_clients:
+            raise errors.Overloaded(
+                f"{self.settings.max_clients} clients are connected, the most that may (max_clients); let several "
+                "threads share one client, and close those that are not used",
+                retry_after_s=1.0,
+            )
         for old in self.roster.replaced_by(identity, hello):
             self._lose(old, "joined anew", at)
         peer = self.roster.join(identity, hello, at)
@@ -220,6 +236,7 @@ class Broker:
             max_message_bytes=self.settings.max_message_bytes,
             max_in_flight=self.settings.max_in_flight,
             features=wire.FEATURES,
+            max_in_flight_bytes=self.settings.max_in_flight_bytes,
         )
         self._send(peer.identity, welcome)
 
@@ -347,6 +364,8 @@ class Broker:
             live_requests=len(self.router.requests),
             outcomes=dict(self.router.outcomes),
             models=model_statuses(self.router, self.roster, at),
+            kept_bytes=self.router.kept_bytes,
+            waiting_for_fleet=len(self._room) if self._room is not None else 0,
         )
 
     def check_invariants(self) -> None:

@@ -5,10 +5,10 @@ The outgoing half of `broker.py`, which makes events of what peers say; what is 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 
 from .. import errors
+from ..logs import logger
 from ..proto import wire
 from . import events as ev
 from . import translation
@@ -17,7 +17,7 @@ from .records import Limits
 from .roster import Peer, Roster
 from .router import Router
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class Dispatcher:
@@ -76,6 +76,8 @@ class Dispatcher:
 
     def send(self, identity: bytes, message: wire.Message, body: wire.Frames | None = None) -> None:
         """Send to whoever has this identity."""
+        if body and (peer := self.roster.get(identity)) is not None:
+            peer.unheard_bytes += translation.size_of(body)
         self.actions.append(Send(identity, [wire.encode(message), *(body or ())]))
 
     def _perform(self, effect: ev.Effect, at: float) -> None:

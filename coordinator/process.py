@@ -6,7 +6,6 @@ It takes messages from its link, lets `broker.py` decide, and does what it says;
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import secrets
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 import zmq
 
 from ..links import HubLink, make_hub
+from ..logs import logger
 from ..settings import Settings
 from ..shm import host_name
 from ..version import __version__
@@ -25,7 +25,7 @@ from .broker import Broker
 from .connection import ConnectionFile
 from .liveness import ProcessWatch
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: Messages taken per turn before timers and dead processes are looked at again.
 _MESSAGES_PER_TURN = 256

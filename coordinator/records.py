@@ -21,6 +21,17 @@ class Limits:
     """Bounds that hold for the whole coordinator; those of a model come with its deployment."""
 
     max_in_flight_per_client: int = 4096
+    #: Of one client's live requests, shared memory included.
+    max_bytes_per_client: int = 4 << 30
+    #: Of the bodies of all live requests.
+    max_kept_bytes: int = 4 << 30
+
+
+#: A refusal names no time outside these bounds: sooner is not worth a message, later is a guess.
+_MIN_RETRY_S = 0.01
+_MAX_RETRY_S = 60.0
+#: Where no worker serves yet, nobody knows.
+_NO_WORKER_S = 1.0
 
 
 class RequestState(Enum):
@@ -53,8 +64,9 @@ class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
     deadline: float
     #: Where its arrays lie in shared memory; "" when it has none.
     host: str
-    #: Bytes it keeps waiting, in the coordinator and in shared memory.
+    #: Bytes it keeps waiting, in the coordinator and in shared memory; and those in the coordinator alone.
     weight_bytes: int
+    body_bytes: int
     arrived: float
     state: RequestState = RequestState.QUEUED
     #: The worker it runs on; "" while QUEUED.
@@ -140,6 +152,8 @@ class Model:
     reserved: str = ""
     #: Seconds a request takes on a worker, as a moving average.
     mean_s: float = 0.05
+    #: When there will be room for the last of those that were refused, if things go as expected.
+    room_at: float = 0.0
 
     @property
     def waiting(self) -> int:
@@ -150,9 +164,19 @@ class Model:
         """Enter one request's time on a worker."""
         self.mean_s += 0.1 * (took_s - self.mean_s)
 
-    def expected_wait_s(self) -> float:
-        """When a place in the queue may be free: the time to run what waits, between 50 ms and a minute."""
-        return min(max(0.05, self.waiting * self.mean_s / max(self.credits, 1)), 60.0)
+    def next_room_s(self, at: float, weight_bytes: int = 0) -> float:
+        """In how many seconds there is likely room for one more, of that weight: whoever asks next comes after it.
+
+        Places become free one by one, as fast as the workers answer; those who are sent away all at once must not
+        come back all at once.
+        """
+        places = 1.0
+        if self.waiting and weight_bytes:
+            missing = self.queued_bytes + weight_bytes - self.max_queued_bytes
+            places = max(1.0, missing * self.waiting / max(self.queued_bytes, 1))
+        per_place_s = self.mean_s / self.credits if self.credits else _NO_WORKER_S
+        self.room_at = min(max(self.room_at, at) + places * per_place_s, at + _MAX_RETRY_S)
+        return max(self.room_at - at, _MIN_RETRY_S)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -160,6 +184,8 @@ class Client:
     """A client with live requests."""
 
     live: set[str] = field(default_factory=set)
+    #: What they weigh together.
+    weight_bytes: int = 0
 
 
 def check_request(request: Request, models: dict[str, Model], workers: dict[str, Worker]) -> None:
@@ -220,6 +246,9 @@ def check_worker(worker: Worker, models: dict[str, Model], requests: dict[str, R
 def check_clients(clients: dict[str, Client], requests: dict[str, Request]) -> None:
     """Each client's live requests are those of its name."""
     live: dict[str, set[str]] = {}
+    weights: dict[str, int] = {}
     for request in requests.values():
         live.setdefault(request.client, set()).add(request.request_id)
+        weights[request.client] = weights.get(request.client, 0) + request.weight_bytes
     assert live == {name: client.live for name, client in clients.items()}, "a client's live requests are miscounted"
+    assert weights == {name: client.weight_bytes for name, client in clients.items()}, "a client's bytes are miscounted"

@@ -27,6 +27,13 @@ class Peer:
     seen: float
     #: What it speaks beyond the messages that all know, as it told; see `wire.FEATURES`.
     features: frozenset[str] = frozenset()
+    #: What it was sent since.
+    unheard_bytes: int = 0
+
+    def hear(self, at: float) -> None:
+        """It lives, and so it reads."""
+        self.seen = at
+        self.unheard_bytes = 0
 
 
 class Roster:

@@ -21,6 +21,7 @@ from typing import Any
 
 from .. import errors
 from . import events as ev
+from .admission import overload
 from .queues import LazyHeap
 from .records import (
     Client,
@@ -55,6 +56,8 @@ class Router:
         self.models: dict[str, Model] = {}
         self.clients: dict[str, Client] = {}
         self.accepting = True
+        #: Bytes of the bodies of live requests, which the coordinator keeps for a retry.
+        self.kept_bytes = 0
         #: Requests by outcome since the start.
         self.outcomes: dict[str, int] = {}
         self._stories = Stories()
@@ -136,23 +139,8 @@ class Router:
             return errors.DeploymentUnhealthy(_unhealthy_text(model))
         if event.request_id in model.adoptable:
             return None  # an earlier coordinator has accepted it, and it runs
-        return self._overload(event, model)
-
-    def _overload(self, event: ev.RequestArrived, model: Model) -> errors.Overloaded | None:
-        client = self.clients.get(event.client)
-        weight = event.shared_bytes + event.body_bytes
-        if client is not None and len(client.live) >= self.limits.max_in_flight_per_client:
-            over = f"this client has {len(client.live)} requests in flight, the most one client may have"
-        elif model.waiting >= model.max_queued:
-            over = f"{model.waiting} requests wait for model {model.name!r}, the most that may (max_queued)"
-        elif model.queued_bytes + weight > model.max_queued_bytes and model.waiting:
-            over = (
-                f"{model.queued_bytes} bytes wait for model {model.name!r}, near the most that may (max_queued_bytes)"
-            )
-        else:
-            return None
-        retry_after_s = model.expected_wait_s()
-        return errors.Overloaded(f"{over}; try again in {retry_after_s:.2f} s", retry_after_s=retry_after_s)
+        client = self.clients.get(event.client) or Client()
+        return overload(event, model=model, client=client, kept_bytes=self.kept_bytes, limits=self.limits)
 
     def _refuse(self, event: ev.RequestArrived, error: errors.TensoryardError) -> None:
         self._count("rejected")
@@ -178,6 +166,7 @@ class Router:
             deadline=deadline,
             host=event.host if event.shared_bytes else "",
             weight_bytes=event.shared_bytes + event.body_bytes,
+            body_bytes=event.body_bytes,
             arrived=self._at,
             window_parts=event.window_parts,
             window_bytes=event.window_bytes,
@@ -185,7 +174,10 @@ class Router:
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
-        self.clients.setdefault(event.client, Client()).live.add(request.request_id)
+        client = self.clients.setdefault(event.client, Client())
+        client.live.add(request.request_id)
+        client.weight_bytes += request.weight_bytes
+        self.kept_bytes += request.body_bytes
         if deadline < math.inf:
             self._deadlines.set(request.request_id, deadline)
         self._tell(request, "accepted")
@@ -417,6 +409,8 @@ class Router:
             self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
         client.live.discard(request.request_id)
+        client.weight_bytes -= request.weight_bytes
+        self.kept_bytes -= request.body_bytes
         if not client.live:
             del self.clients[request.client]
         self._count(outcome)
@@ -667,6 +661,8 @@ class Router:
             check_worker(worker, self.models, self.requests)
             assert not worker.slots or worker.name in self._hang_checks, f"{worker.name} holds work and is not watched"
         check_clients(self.clients, self.requests)
+        kept = sum(request.body_bytes for request in self.requests.values())
+        assert kept == self.kept_bytes, f"{self.kept_bytes} bytes of bodies counted for {kept}"
         timed = sum(request.deadline < math.inf for request in self.requests.values())
         assert len(self._deadlines) == timed, f"{len(self._deadlines)} deadlines for {timed} requests"
         assert len(self._stories) == len(self.requests), "the live stories are not those of the live requests"

@@ -37,9 +37,10 @@ class Letter(NamedTuple):
 class WaitingRoom:
     """Requests in order of arrival, until `open_at` (monotonic seconds) or until somebody opens the door before."""
 
-    def __init__(self, *, open_at: float, max_bytes: int) -> None:
+    def __init__(self, *, open_at: float, max_bytes: int, max_per_client: int = MAX_LETTERS) -> None:
         self.open_at = open_at
         self._max_bytes = max_bytes
+        self._max_per_client = max_per_client
         self._bytes = 0
         #: In order of arrival.
         self._letters: dict[str, Letter] = {}
@@ -57,7 +58,9 @@ class WaitingRoom:
         letter = Letter(identity, message, body, size, deadline)
         if letter.key in self._letters:
             return
-        if len(self._letters) >= MAX_LETTERS or self._bytes + size > self._max_bytes:
+        mine = len(self._by_client.get(identity, ()))
+        over = len(self._letters) >= MAX_LETTERS or mine >= self._max_per_client
+        if over or self._bytes + size > self._max_bytes:
             raise Overloaded(
                 f"{len(self._letters)} requests wait for this cluster to come up; try again in a second",
                 request_id=message.request_id,

@@ -6,16 +6,16 @@ alive and hands on all others.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ..errors import ProtocolError, TensoryardError, from_wire
+from ..logs import logger
 from ..proto import wire
 from ..settings import Settings
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: While nobody answers, only every so many heartbeats is sent, so that what is queued stays small.
 _LOST_BEAT_FACTOR = 5

@@ -51,3 +51,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     live_requests: int
     outcomes: dict[str, int]
     models: list[ModelStatus]
+    #: Bytes of messages that the coordinator keeps for live requests.
+    kept_bytes: int = 0
+    #: Requests that wait until the fleet has said what it serves.
+    waiting_for_fleet: int = 0

@@ -212,6 +212,8 @@ class Welcome(Message, frozen=True, tag="WELCOME"):
     max_message_bytes: int
     max_in_flight: int
     features: Features = []
+    #: Bytes of one client's live requests; 0: not told.
+    max_in_flight_bytes: Count = 0
 
 
 class Refused(Message, frozen=True, tag="REFUSED"):

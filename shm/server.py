@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import os
 import selectors
 import socket
@@ -20,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..logs import logger
 from . import messages
 from .leases import TABLE_BYTES, GrantedLeases, fence
 from .ledger import encode_page
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .blocks import BlockTable
     from .pool import Pool
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: How often idle segments and unclaimed results are looked at.
 _TICK_S = 1.0

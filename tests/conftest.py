@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tensoryard import logs
 from tensoryard.links.calibration import DEFAULT
 
 DEADLINE_S = 60.0
@@ -36,6 +37,12 @@ def runtime_folder() -> Iterator[Path]:
         yield folder
     assert not [name for name in os.listdir("/dev/shm") if "tensoryard" in name], "something of ours is in /dev/shm"
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def _every_line_is_logged() -> None:
+    """What one test says too often is not held against the next."""
+    logs.forget()
 
 
 def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -12,7 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 #: From the ground up; a module imports from its own layer and those before it.
-LAYERS = ["version", "errors", "settings", "shm", "proto", "links", "coordinator", "workers", "client", "deploy"]
+LAYERS = [
+    "version",
+    "errors",
+    "logs",
+    "settings",
+    "shm",
+    "proto",
+    "links",
+    "coordinator",
+    "workers",
+    "client",
+    "deploy",
+]
 #: Libraries that are imported inside the functions that use them.
 HEAVY = {
     "cupy", "cupyx", "scipy", "torch", "tokenizers", "safetensors", "espeakng_loader", "sklearn", "PIL", "yaml", "tqdm",
@@ -148,7 +160,7 @@ PURE = [
     *(f"coordinator/{name}" for name in ("router", "queues", "records", "story", "events")),
     *(
         f"coordinator/{name}"
-        for name in ("broker", "dispatcher", "actions", "translation", "reports", "roster", "waiting_room")
+        for name in ("broker", "dispatcher", "admission", "actions", "translation", "reports", "roster", "waiting_room")
     ),
     "links/presence",
     *(f"client/{name}" for name in ("conversation", "reading")),

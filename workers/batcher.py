@@ -94,33 +94,33 @@ class Batcher:
         What is cancelled comes besides the `max_batch_size` that are to be run.
         """
         self._at_work = False
-        stopped, steppable, patience_s = self._look_at_active(at)
-        if not stopped and not steppable:
+        batch, room, patience_s = self._look_at_active(at)
+        if not batch:
             wait_s = self._wait_s(at)
             if wait_s is None or wait_s > 0:
                 waits = [seconds for seconds in (wait_s, patience_s) if seconds is not None]
                 return [], min(waits, default=None)
-        self._begin(steppable, at)
+        self._begin(batch, room, at)
         self._at_work = True
-        return stopped + steppable, None
+        return batch, None
 
-    def _look_at_active(self, at: float) -> tuple[list[Work], list[Work], float | None]:
-        """What is cancelled, what can be run, and how long the rest, which pauses, may go on pausing."""
-        stopped: list[Work] = []
-        steppable: list[Work] = []
+    def _look_at_active(self, at: float) -> tuple[list[Work], int, float | None]:
+        """What is cancelled or can be run, room for more, and how long the rest, which pauses, may go on pausing."""
+        batch: list[Work] = []
+        room = self.max_batch_size
         patience_s = math.inf
         for work in self._active.values():
             if not work.context.cancelled:
                 if work.window.is_open:
-                    if len(steppable) < self.max_batch_size:
-                        steppable.append(work)
+                    batch += [work] if room > 0 else []
+                    room -= 1
                     continue
                 left_s = self._pause(work, at)
                 if left_s > 0:
                     patience_s = min(patience_s, left_s)
                     continue
-            stopped.append(work)
-        return stopped, steppable, patience_s if patience_s < math.inf else None
+            batch.append(work)
+        return batch, room, patience_s if patience_s < math.inf else None
 
     def _pause(self, work: Work, at: float) -> float:
         """How long this one may still pause; when that is no more, it is ended."""
@@ -133,17 +133,18 @@ class Batcher:
             work.context.status = GenerationStatus.CANCELLED
         return left_s
 
-    def _begin(self, steppable: list[Work], at: float) -> None:
+    def _begin(self, batch: list[Work], room: int, at: float) -> None:
         """Let newcomers join as long as there is room."""
         held_back = []
-        while self._waiting and len(steppable) < self.max_batch_size:
+        while self._waiting and room > 0:
             request_id, work = self._waiting.popitem(last=False)
             if request_id in self._active:
                 held_back.append(work)
                 continue
             work.wait_s = at - work.arrived
             self._active[request_id] = work
-            steppable.append(work)
+            batch.append(work)
+            room -= 1
         for work in reversed(held_back):
             self._waiting[work.request_id] = work
             self._waiting.move_to_end(work.request_id, last=False)

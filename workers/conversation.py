@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -14,12 +13,13 @@ from typing import Any, Protocol
 import msgspec
 
 from .. import errors
+from ..logs import logger
 from ..proto import wire
 from ..settings import Settings
 from ..shm import Loan
 from .answers import Answer, clean_text, describe, in_messages
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: Exit codes of a worker process.
 EXIT_DRAINED = 0

@@ -6,12 +6,12 @@ sockets.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from .. import errors
+from ..logs import logger
 from ..proto import wire
 from ..proto.codec import Encoded, encode_body
 from ..proto.one_shot import AudioContext
@@ -24,7 +24,7 @@ from .answers import ENVELOPE_BYTES, MAX_FRAMES, Answer, describe
 from .batcher import Work
 from .inbox import Inbox
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 
 class Limits(Protocol):

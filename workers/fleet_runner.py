@@ -5,7 +5,6 @@ Speaks with the coordinator through a session of role `fleet`; starts workers th
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from ..errors import TensoryardError
 from ..links import Frames, Session
+from ..logs import logger
 from ..proto import wire
 from ..proto.deployment import Deployment
 from ..settings import Settings
@@ -21,7 +21,7 @@ from .answers import clean_text
 from .fleet import Announce, Drain, Effect, Finished, Fleet, Kill, Launch
 from .launchers import Launcher
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: Delays and limits are looked at this often.
 _TICK_S = 0.25

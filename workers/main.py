@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import operator
 import secrets
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..links.calibration import thresholds_of
+from ..logs import logger
 from ..proto import wire
 from ..proto.deployment import Deployment
 from ..proto.pipeline import Pipeline
@@ -30,7 +30,7 @@ from .factory import build_pipeline
 from .inbox import Inbox
 from .link import WorkerLink
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 #: What READY can say.
 _MAX_CREDITS = 65536

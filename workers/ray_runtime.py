@@ -6,7 +6,6 @@ that imports ray, and only when it is used.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -14,13 +13,14 @@ from typing import Any
 
 from ..coordinator import Coordinator
 from ..errors import ShuttingDown, TensoryardError
+from ..logs import logger
 from ..proto.deployment import Deployment
 from ..settings import Settings
 from .fleet_runner import FleetRunner
 from .launchers import OnEnd
 from .main import run_worker
 
-log = logging.getLogger(__name__)
+log = logger(__name__)
 
 _READY_TIMEOUT_S = 30.0
 

@@ -113,6 +113,13 @@ def lost(value):
         return shared(pool, value)
 
 
+def until(condition, what):
+    give_up = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.005)
+
+
 def used(client):
     return client._connection.pool.statistics().used_blocks
 
@@ -249,6 +256,37 @@ def test_the_envelope_says_what_a_coordinator_needs(hub, client):
         window_bytes=CALM.stream_window_bytes,
     )
     assert (small.host, small.shared_bytes, small.deadline_s, small.priority) == ("", 0, None, 0)
+
+
+def test_what_would_be_refused_is_not_copied(hub, client):
+    """After a refusal, until the time it gave, a large array is neither copied nor sent; the reply says why."""
+    client.submit(request("small", request_id=RequestID("first")))
+    hub.wait(wire.Submit)
+    hub.send(wire.Error(request_id="first", code="overloaded", text="full", retry_after_s=1000.0))
+    until(lambda: len(client._connection._conversation.pending) == 0, "it is refused")
+    reply = client.submit(request(large(), request_id=RequestID("big")))
+    assert reply.done
+    with pytest.raises(errors.Overloaded, match="'m' has no room") as raised:
+        reply.result()
+    assert raised.value.request_id == "big"
+    assert 900 < raised.value.retry_after_s <= 1000
+    assert client._connection.pool.statistics().taken_total == 0
+    assert client.submit(EmbeddingsRequest(model="other", input="x")).done is False
+    assert [message.model for message in hub.wait(wire.Submit, 2)] == ["m", "other"]
+
+
+def test_a_client_keeps_to_its_bounds_by_itself(make_client):
+    """More than the coordinator takes of one client is not sent to it; what is answered makes room."""
+    with Hub(max_in_flight=2) as hub:
+        client = make_client(hub.address)
+        replies = [client.submit(request("x")) for _ in range(3)]
+        with pytest.raises(errors.Overloaded, match="max_in_flight"):
+            replies[2].result(0)
+        first, _ = hub.wait(wire.Submit, 2)
+        answer(hub, first.request_id)
+        replies[0].result(DEADLINE_S)
+        client.submit(request("x"))
+        assert len(hub.wait(wire.Submit, 3)) == 3
 
 
 def test_large_arrays_go_by_handle(hub, client):

@@ -292,6 +292,37 @@ def test_a_resend_keeps_the_deadline(scene):
     assert scene.posted[-1][0].deadline_s == 10.0
 
 
+def test_a_cancel_is_said_once(scene):
+    """However often the caller says it: nothing piles up while the coordinator is away."""
+    reply = scene.submit()
+    scene.take()
+    for _ in range(3):
+        reply.cancel()
+    assert scene.take() == ["Cancel"]
+
+
+def test_questions_are_bounded(scene):
+    """So many at once; one that is answered or given up makes room."""
+    numbers = [scene.conversation.ask(wire.AskStatus, lambda _: None, 0.0) for _ in range(256)]
+    with pytest.raises(errors.Overloaded, match="256 questions"):
+        scene.conversation.ask(wire.AskStatus, lambda _: None, 0.0)
+    scene.conversation.forget(numbers[0])
+    scene.conversation.ask(wire.AskStatus, lambda _: None, 0.0)
+
+
+def test_a_refusal_closes_the_gate_for_its_model(scene):
+    """Until the time that the coordinator gave; and as many requests as may be are no more."""
+    reply = scene.submit()
+    scene.say(wire.Error(request_id="r", code="overloaded", text="full", retry_after_s=5.0))
+    assert ending(reply) is errors.Overloaded
+    assert scene.conversation.overload("m", scene.at + 4.0).retry_after_s == 1.0
+    assert scene.conversation.overload("m", scene.at + 5.0) is None
+    assert scene.conversation.overload("other", scene.at) is None
+    for number in range(WELCOME.max_in_flight):
+        scene.submit(f"r{number}")
+    assert "max_in_flight" in scene.conversation.overload("other", scene.at).text
+
+
 # -- windows ----------------------------------------------------------------------------------------------------------
 
 

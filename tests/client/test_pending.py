@@ -53,6 +53,22 @@ def test_a_request_is_under_way_once():
     assert len(table) == 1
 
 
+def test_what_is_under_way_is_weighed(pool):
+    """Messages and shared memory together, from the first to the last."""
+    table = PendingTable()
+    small, large = entry("small"), entry("large", pool=pool)
+    table.add(small)
+    weight = table.size_bytes
+    assert 0 < weight < 1000
+    table.add(large)
+    assert 100_000 < table.size_bytes - weight < 101_000
+    table.settle("large")
+    table.settle("large")
+    assert table.size_bytes == weight
+    table.settle("small")
+    assert table.size_bytes == 0
+
+
 def test_what_is_not_there_is_none():
     """Unknown ids are found by nobody and settled by nobody."""
     table = PendingTable()

@@ -233,6 +233,40 @@ def test_our_own_pause_is_excused(scene):
     assert not scene.broker.knows(b"c")
 
 
+def test_a_peer_that_does_not_read_is_dropped_early():
+    """With too many bytes on their way, two silent heartbeats are enough; one who speaks is slow, not gone."""
+    scene = Scene(Settings(peer_backlog_bytes=1000, liveness_s=60.0))
+    scene.worker(b"w")
+    for peer in (b"slow", b"stuck", b"calm"):
+        scene.client(peer)
+    for peer, size in [(b"slow", 1001), (b"stuck", 1001), (b"calm", 1000)]:
+        scene.say(peer, submit(peer.decode()), b"body")
+        dispatch, _ = scene.take(b"w", wire.Dispatch)
+        scene.say(b"w", wire.Outputs(outputs=[output(dispatch, done=False)]), bytes(size))
+    scene.wait(1.5)
+    scene.say(b"slow", wire.Heartbeat())
+    scene.say(b"w", wire.Heartbeat())
+    scene.wait(1.6)
+    assert [scene.broker.knows(peer) for peer in (b"slow", b"stuck", b"calm")] == [True, False, True]
+    assert [message.request_id for message, _ in scene.all(b"w")] == ["stuck"]
+
+
+def test_clients_have_a_bound():
+    """One client more than may be is refused with a text that says what to do; a place that is free is given."""
+    scene = Scene(Settings(max_clients=2))
+    for peer in (b"1", b"2"):
+        scene.client(peer)
+    scene.say(b"3", wire.Hello(version=wire.WIRE_VERSION, role="client", name="c"))
+    refused, _ = scene.take(b"3", wire.Refused)
+    assert refused.code == "overloaded"
+    assert "max_clients" in refused.text
+    scene.say(b"2", wire.Hello(version=wire.WIRE_VERSION, role="client", name="c"))
+    scene.take(b"2", wire.Welcome)
+    scene.worker(b"w")
+    scene.gone(b"1")
+    scene.client(b"3")
+
+
 def test_everybody_hears_a_beat(scene):
     """Each peer is sent HEARTBEAT once per `heartbeat_s`, however often the broker is ticked."""
     scene.client(b"c")
@@ -373,6 +407,20 @@ def test_w_35_only_a_worker_that_speaks_windows_is_told_what_was_read(scene):
         told = [(message.attempt, message.parts) for message, _ in scene.all(peer)]
         assert told == ([(dispatch.attempt, 2)] if features else [])
         scene.gone(peer)
+
+
+def test_the_status_tells_what_is_kept():
+    """Bytes of the messages of live requests, and how many requests wait for the fleet."""
+    scene = Scene(expects_fleet=True)
+    for peer in (b"c", b"looker"):
+        scene.client(peer)
+    scene.say(b"c", submit("r"), b"12345", b"678")
+    found = scene.status(b"looker")
+    assert (found.kept_bytes, found.waiting_for_fleet) == (0, 1)
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    found = scene.status(b"looker")
+    assert (found.kept_bytes, found.waiting_for_fleet) == (8, 0)
 
 
 def test_welcome_tells_what_is_spoken(scene):

@@ -255,7 +255,12 @@ def test_hello_twice_changes_nothing(serving, make_peer, client, worker):
 def test_the_welcome_states_the_limits(make_peer):
     """WELCOME carries version, host, rhythm and every limit that peers are held to."""
     settings = Settings(
-        heartbeat_s=0.5, liveness_s=7.0, max_frame_bytes=1 << 20, max_message_bytes=1 << 21, max_in_flight=12
+        heartbeat_s=0.5,
+        liveness_s=7.0,
+        max_frame_bytes=1 << 20,
+        max_message_bytes=1 << 21,
+        max_in_flight=12,
+        max_in_flight_bytes=1 << 22,
     )
     with Serving(settings) as serving:
         welcome = make_peer(address=serving.address).welcome
@@ -268,7 +273,8 @@ def test_the_welcome_states_the_limits(make_peer):
         1 << 20,
         1 << 21,
         12,
-        ["windows"],
+        wire.FEATURES,
+        1 << 22,
     ]
 
 
@@ -777,8 +783,8 @@ def test_a_fleet_that_does_not_come_is_not_waited_for(make_peer):
 
 
 def test_what_waits_for_a_fleet_is_bounded(make_peer):
-    """More bytes than one message may have do not wait for a fleet: Overloaded, with when to try again."""
-    settings = Settings(heartbeat_s=0.05, liveness_s=60.0, max_message_bytes=1000)
+    """More bytes than the coordinator may keep do not wait for a fleet: Overloaded, with when to try again."""
+    settings = Settings(heartbeat_s=0.05, liveness_s=60.0, max_kept_bytes=1000)
     with Serving(settings, expects_fleet=True) as serving:
         client = make_peer(address=serving.address)
         client.send(submit("fits"), bytes(800))

@@ -54,26 +54,46 @@ def test_the_mean_follows_what_requests_take():
     assert model.mean_s == pytest.approx(10.0, rel=0.01)
 
 
-def test_the_expected_wait_is_the_time_to_run_what_waits():
-    """The wait grows with what waits, shrinks with credits, and stays between 50 ms and a minute."""
-    model = Model(name="m", task="t", deployment="d", mean_s=0.5)
-    assert model.expected_wait_s() == 0.05
-    for number in range(40):
+def model_with(waiting=0, **fields):
+    model = Model(name="m", task="t", deployment="d", **fields)
+    for number in range(waiting):
         model.queue.push(str(number), client="c", priority=0)
-    assert model.expected_wait_s() == 20.0
-    model.credits = 10
-    assert model.expected_wait_s() == 2.0
-    model.mean_s = 1e9
-    assert model.expected_wait_s() == 60.0
+    return model
+
+
+def test_room_for_one_more_comes_with_the_next_answer():
+    """Not with that of the whole queue: sooner with more credits, never at once, never beyond a minute."""
+    for credit, mean_s, expected in [(1, 0.5, 0.5), (10, 0.5, 0.05), (10, 0.001, 0.01), (1, 1e9, 60.0)]:
+        assert model_with(40, credits=credit, mean_s=mean_s).next_room_s(7.0) == pytest.approx(expected)
+
+
+def test_those_who_are_sent_away_together_come_back_one_by_one():
+    """Each is told to come after the one before; whoever asks later is not kept waiting for those that stayed away."""
+    model = model_with(40, credits=1, mean_s=0.5)
+    assert [model.next_room_s(10.0) for _ in range(3)] == [0.5, 1.0, 1.5]
+    assert model.next_room_s(11.0) == 1.0
+    assert model.next_room_s(100.0) == 0.5
+    for _ in range(1000):
+        assert model.next_room_s(100.0) <= 60.0
+
+
+def test_a_heavy_request_waits_for_as_many_places_as_it_weighs():
+    """Where bytes are short, so many of the waiting requests must go first as weigh what is missing."""
+    model = model_with(10, credits=1, mean_s=0.5, queued_bytes=1000, max_queued_bytes=1100)
+    assert model.next_room_s(0.0, 100) == 0.5
+    assert model_with(10, credits=1, mean_s=0.5, queued_bytes=1000, max_queued_bytes=1100).next_room_s(0.0, 500) == 2.0
+
+
+def test_nobody_knows_when_a_worker_comes():
+    """Without a credit there is no telling; a second is a guess that costs little."""
+    assert model_with(3).next_room_s(0.0) == 1.0
 
 
 def test_suspects_wait_too():
     """What was lost with a worker counts among what waits."""
-    model = Model(name="m", task="t", deployment="d", mean_s=1.0)
+    model = model_with(1)
     model.suspects["a"] = None
-    model.queue.push("b", client="c", priority=0)
     assert model.waiting == 2
-    assert model.expected_wait_s() == 2.0
 
 
 def _worker(router):
@@ -90,6 +110,8 @@ CORRUPTIONS = {
     ),
     "a waiting request that no queue has": lambda r: _model(r).queue.pop(),
     "a suspect in two queues": lambda r: _model(r).queue.push("r0", client="c", priority=0),
+    "bytes that no client has": lambda r: setattr(r.clients["c"], "weight_bytes", 99),
+    "bytes that nobody keeps": lambda r: setattr(r, "kept_bytes", 99),
     "bytes that nobody waits with": lambda r: setattr(_model(r), "queued_bytes", 99),
     "credits that nobody gave": lambda r: setattr(_model(r), "credits", 99),
     "more slots than credits": lambda r: _worker(r).slots.update({("z", n): None for n in range(9)}),

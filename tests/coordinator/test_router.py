@@ -215,6 +215,12 @@ def refusal(effects, request_id="r"):
     return effects[0]
 
 
+def refusal_or_none(effects, request_id):
+    """The refusal of a request, if it was refused."""
+    errors = [e for e in effects if isinstance(e, ev.SendError) and e.request_id == request_id]
+    return errors[0] if errors else None
+
+
 def test_an_unknown_model_is_refused_with_the_known_ones(yard):
     """The answer names the model asked for and those that are served."""
     yard.expect("beta", "alpha")
@@ -250,24 +256,25 @@ def test_the_queue_has_a_bound(yard):
     assert len(yard.router.models["m"].queue) == 3
 
 
-def test_the_time_to_try_again_follows_the_queue_and_the_workers(yard):
-    """It is what the waiting requests take: longer for slow requests, shorter with more workers."""
+def test_the_time_to_try_again_is_that_of_the_next_place(yard):
+    """It is what one answer takes: longer for slow requests, shorter with more workers, later for each who asks."""
     yard.expect("m", max_queued=50)
+    assert yard.submit("slow0") == []
     yard.start("w")
-    for number in range(60):
+    for number in range(1, 60):
         yard.submit(f"slow{number}", client="a")
         yard.at += 10.0
-        if number < 9:
-            yard.answer("w", f"slow{number}")
-    slow = refusal(yard.submit("x"), "x").retry_after_s
-    assert slow == 60.0
+        if number < 10:
+            yard.answer("w", f"slow{number - 1}")
+    assert 3.0 < refusal(yard.submit("x"), "x").retry_after_s < 10.0
+    yard.at += 100.0
     yard.router.models["m"].mean_s = 0.5
-    one = refusal(yard.submit("x"), "x").retry_after_s
-    assert one == 25.0
+    assert [refusal(yard.submit("x"), "x").retry_after_s for _ in range(2)] == [0.5, 1.0]
+    yard.at += 100.0
     yard.start("v", credits=4)
     for number in range(100, 104):
         yard.submit(f"slow{number}", client="a")
-    assert refusal(yard.submit("x"), "x").retry_after_s == 5.0
+    assert refusal(yard.submit("x"), "x").retry_after_s == pytest.approx(0.1)
 
 
 def test_bytes_that_wait_have_a_bound(yard):
@@ -320,6 +327,33 @@ def test_a_client_has_a_bound():
     assert "r2" not in yard.router.requests
     yard.submit("r2")
     assert "r2" in yard.router.requests
+
+
+def test_a_client_has_a_bound_in_bytes():
+    """What one client's requests weigh is bounded, running or waiting; one request of any size may come."""
+    yard = Yard(max_bytes_per_client=100)
+    yard.start("w")
+    assert refusal_or_none(yard.submit("r0", shared_bytes=500), "r0") is None
+    error = refusal(yard.submit("r1", body_bytes=1), "r1")
+    assert error.code == "overloaded"
+    assert "500 bytes in flight and would have 1 more" in error.text
+    assert refusal_or_none(yard.submit("other", client="d", shared_bytes=60, body_bytes=30), "other") is None
+    assert refusal(yard.submit("more", client="d", shared_bytes=11), "more").code == "overloaded"
+    yard.answer("w", "r0")
+    assert refusal_or_none(yard.submit("r1", body_bytes=1), "r1") is None
+
+
+def test_bodies_have_a_bound():
+    """What the coordinator keeps for all requests together; shared memory is not its own."""
+    yard = Yard(max_kept_bytes=100)
+    yard.start("w", credits=8)
+    assert refusal_or_none(yard.submit("r0", body_bytes=90, shared_bytes=10**9), "r0") is None
+    error = refusal(yard.submit("r1", client="d", body_bytes=11), "r1")
+    assert error.code == "overloaded"
+    assert "keeps 90 bytes" in error.text
+    assert refusal_or_none(yard.submit("r1", client="d", body_bytes=10), "r1") is None
+    yard.answer("w", "r0")
+    assert yard.router.kept_bytes == 10
 
 
 def test_the_same_request_again_changes_nothing(yard):

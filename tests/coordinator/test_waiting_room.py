@@ -49,6 +49,18 @@ def test_requests_are_bounded(room) -> None:
         room.add(b"a", _submit("one more"), [], 0.0)
 
 
+def test_one_client_does_not_take_all_the_room() -> None:
+    """Each has its own bound; the others are not affected."""
+    room = WaitingRoom(open_at=10.0, max_bytes=10, max_per_client=2)
+    for name in "12":
+        room.add(b"a", _submit(name), [], 0.0)
+    with pytest.raises(Overloaded):
+        room.add(b"a", _submit("3"), [], 0.0)
+    room.add(b"b", _submit("3"), [], 0.0)
+    room.cancel(b"a", "1")
+    room.add(b"a", _submit("3"), [], 0.0)
+
+
 def test_the_same_again_changes_nothing(room) -> None:
     """A request that waits already is not refused for want of room, and comes out once; another client's is another."""
     for _ in range(2):
