@@ -1,7 +1,9 @@
-"""What one hop costs: a client, a Python broker and an echoing worker, three processes, over each link of ours.
+"""What a hop costs: a client, a Python broker and an echoing worker, three processes, over each link of ours.
 
 `python benchmarks/links.py`: one message at a time, 64 under way, and large messages, both links in turn in each round.
-Prints medians over the rounds and, round by round, how much faster the UNIX link was than ZeroMQ.
+Prints medians over the rounds, and from round to round how much more ZeroMQ took than the UNIX link: in time, in
+processor time of all three processes, and in how often one of their threads was put to sleep. The latter two hold on a
+busy machine as well.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from os import getpid
+from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 
@@ -23,6 +28,8 @@ from tensoryard.links import HubLink, PeerLink, make_hub, make_peer
 SCHEMES = ("ipc", "unix")
 LIMITS = {"max_frame_bytes": 1 << 30, "max_message_bytes": 1 << 30, "peer_backlog": 100_000}
 ENVELOPE = bytes(60)
+#: /proc counts processor time in these.
+TICK_S = 0.01
 
 
 class Waiter:
@@ -78,18 +85,34 @@ def worker(address: str) -> None:
             peer.send(message)
 
 
+class Setting(NamedTuple):
+    """A client, and the processes that take part."""
+
+    waiter: Waiter
+    pids: list[int]
+
+    def used(self) -> tuple[float, int]:
+        """Processor time in seconds, and how often a thread was put to sleep, since the processes began."""
+        seconds, sleeps = 0.0, 0
+        for pid in self.pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            seconds += (int(fields[11]) + int(fields[12])) * TICK_S
+            for status in Path(f"/proc/{pid}/task").glob("*/status"):
+                sleeps += int(status.read_text().split("voluntary_ctxt_switches:")[1].split()[0])
+        return seconds, sleeps
+
+
 @contextlib.contextmanager
-def client(scheme: str, folder: str) -> Iterator[Waiter]:
+def running(scheme: str, folder: str) -> Iterator[Setting]:
     """A client whose broker and worker run."""
     address = f"{scheme}://{folder}/{scheme}.hub"
-    roles = [
-        subprocess.Popen([sys.executable, "-P", __file__, "--role", role, address]) for role in ("broker", "worker")
-    ]
+    command = [sys.executable, "-P", __file__, address, "--role"]
+    roles = [subprocess.Popen([*command, role]) for role in ("broker", "worker")]
     peer = make_peer(address)
     waiter = Waiter(peer)
     try:
         waiter.settle()
-        yield waiter
+        yield Setting(waiter, [getpid(), *(process.pid for process in roles)])
     finally:
         peer.close()
         for process in roles:
@@ -97,18 +120,18 @@ def client(scheme: str, folder: str) -> Iterator[Waiter]:
             process.wait()
 
 
-def latency_ms(waiter: Waiter, frames: list, count: int) -> float:
-    """The median of `count` messages, one at a time."""
+def one_at_a_time(waiter: Waiter, frames: list, count: int) -> float:
+    """Microseconds from a message to its answer: the median of `count`."""
     times = []
     for _ in range(count):
         begin = time.perf_counter()
         waiter.end.send(frames)
         waiter.next()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return statistics.median(times)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1e6
 
 
-def pace_us(waiter: Waiter, frames: list, count: int, under_way: int = 64) -> float:
+def many(waiter: Waiter, frames: list, count: int, under_way: int = 64) -> float:
     """Microseconds per message with so many under way."""
     begin = time.perf_counter()
     for number in range(count + under_way):
@@ -119,13 +142,29 @@ def pace_us(waiter: Waiter, frames: list, count: int, under_way: int = 64) -> fl
     return (time.perf_counter() - begin) / count * 1e6
 
 
-WORK: dict[str, tuple[str, Callable[[Waiter], float]]] = {
-    "60 B, one at a time": ("ms", lambda waiter: latency_ms(waiter, [ENVELOPE, b"x" * 64], 1000)),
-    "60 B, 64 under way": ("us", lambda waiter: pace_us(waiter, [ENVELOPE, b"x" * 64], 20_000)),
-    "64 KiB, one at a time": ("ms", lambda waiter: latency_ms(waiter, [ENVELOPE, bytes(64 << 10)], 200)),
-    "1 MiB, one at a time": ("ms", lambda waiter: latency_ms(waiter, [ENVELOPE, bytes(1 << 20)], 50)),
-    "16 MiB, one at a time": ("ms", lambda waiter: latency_ms(waiter, [ENVELOPE, bytes(16 << 20)], 8)),
+#: What is measured: how, size of the body in bytes, messages.
+WORK: dict[str, tuple[Callable[[Waiter, list, int], float], int, int]] = {
+    "64 B, one at a time": (one_at_a_time, 64, 2000),
+    "64 B, 64 under way": (many, 64, 20_000),
+    "64 KiB, one at a time": (one_at_a_time, 64 << 10, 500),
+    "1 MiB, one at a time": (one_at_a_time, 1 << 20, 100),
+    "16 MiB, one at a time": (one_at_a_time, 16 << 20, 10),
 }
+
+
+def measure(setting: Setting, name: str) -> tuple[float, float, float]:
+    """Time, processor time (both in microseconds) and sleeps, per message."""
+    how, size, count = WORK[name]
+    seconds, sleeps = setting.used()
+    elapsed_us = how(setting.waiter, [ENVELOPE, bytes(size)], count)
+    seconds_after, sleeps_after = setting.used()
+    return elapsed_us, (seconds_after - seconds) / count * 1e6, (sleeps_after - sleeps) / count
+
+
+def ratio(slow: list[float], fast: list[float]) -> str:
+    """How many times more the first took, round by round: median, lowest and highest."""
+    ratios = sorted(a / max(b, 1e-9) for a, b in zip(slow, fast, strict=True))
+    return f"{statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
 
 
 def main() -> None:
@@ -138,15 +177,17 @@ def main() -> None:
     if args.role:
         {"broker": broker, "worker": worker}[args.role](args.address)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        waiters = {scheme: stack.enter_context(client(scheme, folder)) for scheme in SCHEMES}
-        for name, (unit, measure) in WORK.items():
-            figures = {scheme: [] for scheme in SCHEMES}
+        settings = {scheme: stack.enter_context(running(scheme, folder)) for scheme in SCHEMES}
+        for name in WORK:
+            rows = {scheme: [] for scheme in SCHEMES}
             for _ in range(args.rounds):
                 for scheme in SCHEMES:
-                    figures[scheme].append(measure(waiters[scheme]))
-            ratios = sorted(slow / fast for slow, fast in zip(*(figures[scheme] for scheme in SCHEMES), strict=True))
-            medians = "   ".join(f"{scheme} {statistics.median(figures[scheme]):9.3f} {unit}" for scheme in SCHEMES)
-            print(f"{name:24} {medians}   ipc/unix {statistics.median(ratios):5.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+                    rows[scheme].append(measure(settings[scheme], name))
+            print(name)
+            for index, what in enumerate(("time, us", "processor time, us", "sleeps")):
+                slow, fast = ([row[index] for row in rows[scheme]] for scheme in SCHEMES)
+                medians = f"ipc {statistics.median(slow):10.2f}   unix {statistics.median(fast):10.2f}"
+                print(f"    {what:20} {medians}   ipc/unix {ratio(slow, fast)}")
 
 
 if __name__ == "__main__":

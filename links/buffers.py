@@ -11,10 +11,10 @@ from collections import deque
 import numpy as np
 import numpy.typing as npt
 
-#: The sizes that are kept, in powers of two: 128 KiB to 16 MiB. Larger ones are rare, and go back to the system.
-_SMALLEST_BITS, _LARGEST_BITS = 17, 24
-#: What is kept of each size, at most.
-_KEPT_BYTES = 16 << 20
+#: The sizes that are kept, in powers of two: 128 KiB to 32 MiB. Larger ones are rare, and go back to the system.
+_SMALLEST_BITS, _LARGEST_BITS = 17, 25
+#: What is kept of each size, at most, if it is more than one: 104 MiB of all sizes, where all were in use.
+_KEPT_BYTES = 8 << 20
 
 
 class Buffers:
@@ -23,7 +23,7 @@ class Buffers:
     def __init__(self) -> None:
         #: By size; the oldest of one size goes when there are too many.
         self._free: dict[int, deque[npt.NDArray[np.uint8]]] = {
-            1 << bits: deque(maxlen=_KEPT_BYTES >> bits) for bits in range(_SMALLEST_BITS, _LARGEST_BITS + 1)
+            1 << bits: deque(maxlen=max(_KEPT_BYTES >> bits, 1)) for bits in range(_SMALLEST_BITS, _LARGEST_BITS + 1)
         }
 
     def take(self, size_bytes: int) -> memoryview:

@@ -88,10 +88,10 @@ def test_other_files_are_not_touched(path):
 def test_too_little_room_is_said_at_once(path, monkeypatch):
     """On a host whose sockets cannot send one packet, nobody listens, and the error says what to set."""
     monkeypatch.setattr("tensoryard.links.unix_socket._SEND_BUFFER_BYTES", 10_000)
-    before = open_fds()
+    before = Baseline()
     with pytest.raises(OSError, match=r"sockets may send 20000 bytes at once; net\.core\.wmem_max must be 131072"):
         listen(path)
-    assert open_fds() <= before
+    before.assert_nothing_new()
     assert not path.exists()
 
 

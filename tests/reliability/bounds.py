@@ -161,6 +161,8 @@ COORDINATOR = [
             "coordinator/queues.py:RequestQueue._levels",
             "coordinator/queues.py:RequestQueue._order",
             "coordinator/queues.py:RequestQueue._places",
+            "coordinator/queues.py:_Line._heap",
+            "coordinator/queues.py:_Line._row",
         ),
         tests=(
             "tests/coordinator/test_router.py::test_the_queue_has_a_bound",
@@ -218,7 +220,7 @@ COORDINATOR = [
         holds=("coordinator/process.py:Coordinator._unreachable",),
         tests=(
             "tests/coordinator/test_broker.py::test_a_peer_that_does_not_read_is_dropped_early",
-            "tests/links/test_zeromq.py::test_a_peer_that_does_not_read_is_not_waited_for",
+            "tests/links/test_conformance.py::test_a_peer_that_does_not_read_is_not_waited_for",
         ),
     ),
     Bound(
