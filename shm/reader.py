@@ -166,8 +166,10 @@ class _Claim:
 def _bare(
     method: Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]],
 ) -> Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]]:
-    """Let errors of a method leave without our frames: they would keep a segment mapped, though its owner has given it
-    back, for as long as somebody keeps the error."""
+    """Let errors of a method leave without our frames.
+
+    They would keep a segment mapped, though its owner has given it back, for as long as somebody keeps the error.
+    """
 
     @functools.wraps(method)
     def call(self: Reader, handle: SharedMemoryArray) -> npt.NDArray[Any]:
