@@ -18,11 +18,15 @@ BENCH   := .venv-bench
 TRITON  := .venv-pytriton
 OPTIONS :=
 
-.PHONY: help demo test lint format bench setup clean
+# How long `make soak` lasts.
+SOAK ?= 30m
+
+.PHONY: help demo test soak lint format bench setup clean
 
 help:
 	@echo 'make demo   set up, and run real work on an embedded cluster'
 	@echo 'make test   set up, and run every check and test'
+	@echo 'make soak   set up, and run an embedded cluster under load and faults for SOAK=30m'
 	@echo 'make lint   ruff and mypy alone;  make format  lets ruff mend what it can'
 	@echo 'make bench  set up, and measure us and our peers at the same work: make bench OPTIONS=--quick for a look'
 	@echo 'make setup  install into $(VENV) and do no more;  make clean  takes all of it away'
@@ -36,6 +40,9 @@ test: lint
 	rm -f .coverage .coverage.*
 	$(BIN)/pytest -n 2 --dist loadfile --cov --cov-report=
 	$(BIN)/coverage report --include='shm/*,proto/*,coordinator/*' --skip-covered --fail-under=95
+
+soak: $(DONE)/demo
+	$(BIN)/tensoryard chaos --embedded --duration $(SOAK)
 
 # N999 (a module's name is an identifier) would look at the name of the folder that the clone is in.
 lint: $(DONE)/test $(DONE)/typing

@@ -1,7 +1,7 @@
-"""The command line: `tensoryard demo | up | down | status | submit | worker | doctor | shm`.
+"""The command line: `tensoryard demo | up | down | status | submit | worker | doctor | shm | chaos`.
 
 Reads arguments and turns every error into one clear line and an exit code; the commands' work is in `running.py`,
-`submit.py`, `demo.py`, `doctor.py` and `shm_report.py`, which are imported when they are asked for.
+`submit.py`, `demo.py`, `doctor.py`, `shm_report.py` and `chaos.py`, which are imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -185,6 +185,32 @@ def _shm_query(args: argparse.Namespace) -> Query:
     )
 
 
+def _chaos(args: argparse.Namespace) -> int:
+    from .chaos import Plan, run
+
+    plan = Plan(
+        address=args.address,
+        name=args.name,
+        embedded=args.embedded,
+        runtime=args.runtime,
+        models=tuple(args.model),
+        inputs=args.asked_of,
+        duration_s=args.duration,
+        seed=args.seed,
+        faults=args.faults,
+        every_s=args.every,
+        clients=args.clients,
+        in_flight=args.in_flight,
+        freeze_s=args.freeze,
+        patience_s=args.patience,
+        hurt_coordinator=args.hurt_coordinator,
+        fail_fast=args.fail_fast,
+        agreed=args.yes,
+        as_json=args.json,
+    )
+    return run(plan)
+
+
 # -- arguments into deployments and options ---------------------------------------------------------------------------
 
 #: Flags that make up a deployment on the command line, and its keys.
@@ -275,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_worker(commands)
     _add_doctor(commands)
     _add_shm(commands)
+    _add_chaos(commands)
     return parser
 
 
@@ -380,12 +407,43 @@ def _add_shm_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 
-def _add_runtime(parser: argparse.ArgumentParser) -> None:
+def _add_chaos(commands: Any) -> None:
+    text = "kill, freeze and confuse a cluster under load, and prove that nothing is lost"
+    parser = _add(commands, "chaos", _chaos, text)
+    _add_runtime(parser, default="process")
+    parser.add_argument("--address", metavar="ADDRESS", help="a running cluster, by its coordinator")
+    parser.add_argument("--name", metavar="NAME", help="a running cluster of this machine, by its name")
+    parser.add_argument("--embedded", action="store_true", help="a cluster of its own (default where none runs)")
+    parser.add_argument(
+        "--yes", action="store_true", help="do it to a running cluster, not only say what would be done"
+    )
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME", help="of a running cluster, only this; may be repeated"
+    )
+    parser.add_argument(
+        "--inputs", dest="asked_of", metavar="FILE", help="what to ask it: a .txt of texts, a .npy array or an image"
+    )
+    parser.add_argument("--duration", type=_span, default=60.0, metavar="S", help="seconds of faults, or 30m, 2h (60)")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same faults in the same order again")
+    parser.add_argument("--faults", default="all", metavar="LIST", help="e.g. worker-kill,client or none (all)")
+    parser.add_argument("--every", type=_seconds, default=2.0, metavar="S", help="seconds from fault to fault (2)")
+    parser.add_argument("--freeze", type=_seconds, default=4.0, metavar="S", help="longest time to be stopped (4)")
+    parser.add_argument("--clients", type=_count, default=3, metavar="N", help="client processes at once (3)")
+    parser.add_argument("--in-flight", type=_count, default=6, metavar="N", help="requests of each under way (6)")
+    parser.add_argument("--patience", type=_seconds, default=120.0, metavar="S", help="after S a request is lost (120)")
+    parser.add_argument(
+        "--hurt-coordinator", action="store_true", help="even where nothing is known to start a new one"
+    )
+    parser.add_argument("--fail-fast", action="store_true", help="end the faults at the first violation")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON; what happens goes to stderr")
+
+
+def _add_runtime(parser: argparse.ArgumentParser, *, default: str = "ray") -> None:
     parser.add_argument(
         "--runtime",
         choices=("ray", "process"),
-        default="ray",
-        help="workers as Ray actors (default) or as plain processes",
+        default=default,
+        help=f"workers as Ray actors or as plain processes ({default})",
     )
 
 
@@ -428,6 +486,12 @@ def _seconds(text: str) -> float:
     if not 0 < value < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
     return value
+
+
+def _span(text: str) -> float:
+    """Seconds, or minutes and hours with their letter."""
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    return _seconds(text[:-1]) * unit if unit else _seconds(text)
 
 
 def _count(text: str) -> int:

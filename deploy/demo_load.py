@@ -31,6 +31,7 @@ from ..errors import ConfigError, TensoryardError
 from ..proto.audio import AudioGenerationRequest
 from ..proto.embeddings import EmbeddingsRequest
 from ..proto.pixels import PixelGenerationRequest
+from .answers import array_of, is_like
 
 TEXT_MODEL = "all-MiniLM-L6-v2"
 PHOTO_MODEL = "photo-edit"
@@ -148,7 +149,7 @@ def run(address: str, *, number: int, requests: int) -> Report:
     with connect(address) as client:
         for job, reply in _under_way(client, make_jobs(client, number=number, requests=requests)):
             try:
-                array = array_of(job.kind, reply.result(PATIENCE_S))
+                array = array_of(reply.result(PATIENCE_S))
             except TensoryardError as error:
                 problems.append(f"client {number}: {job.key}: {type(error).__name__}: {error}")
                 continue
@@ -220,18 +221,6 @@ def load_photos() -> dict[str, npt.NDArray[np.uint8]]:
     return {path.stem: np.asarray(images.open(path).convert("RGB")) for path in sorted(folder.glob("*.jpg"))}
 
 
-def array_of(kind: str, output: Any) -> npt.NDArray[Any]:
-    """The array in an answer of that kind."""
-    match kind:
-        case "texts":
-            found: npt.NDArray[Any] = output.embeddings
-        case "photo":
-            (found,) = output.images
-        case _:
-            found = output.audio_data
-    return found
-
-
 def _under_way(client: Client, jobs: Iterable[Job]) -> Iterator[tuple[Job, Reply]]:
     """Every job with its reply, oldest first, `IN_FLIGHT` of them under way at a time."""
     window: deque[tuple[Job, Reply]] = deque()
@@ -279,13 +268,10 @@ def _count_right(found: Answers, problems: list[str]) -> int:
 
 def is_same(kind: str, found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
     """Whether an answer is what a local call gave."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return False
     if kind == "texts":
-        return bool(np.allclose(found, expected, atol=VECTOR_TOLERANCE))
-    if kind == "photo" and _computes_on_gpu():
-        return int(np.abs(found.astype(int) - expected.astype(int)).max()) <= LEVEL_TOLERANCE
-    return np.array_equal(found, expected)
+        return is_like(found, expected, tolerance=VECTOR_TOLERANCE)
+    on_gpu = kind == "photo" and _computes_on_gpu()
+    return is_like(found, expected, tolerance=LEVEL_TOLERANCE if on_gpu else 0)
 
 
 def _computes_on_gpu() -> bool:

@@ -219,6 +219,11 @@ class Keeper:
     pidfd: int
 
 
+def is_kept(name: str) -> bool:
+    """Whether a process of this host runs `up` for the cluster of that name, and so replaces what dies."""
+    return _keeper_pid(name) is not None
+
+
 @contextlib.contextmanager
 def _claimed(name: str) -> Iterator[None]:
     """This process keeps the cluster of that name; ConfigError when one runs already."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,28 +24,36 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, kw_only=True)
 class Vitals:
-    """One moment of a process. `memory_descriptors` and `memory_mappings` are those of shared memory of ours."""
+    """One moment of a process. `memory_descriptors` and `memory_mappings` are those of shared memory of ours.
 
-    rss_bytes: int
+    `private_bytes`: memory of its own, without files and shared memory, which come and go with the load.
+
+    `kinds`: how many of its descriptors are a socket, a pipe, an eventfd, a file, ...
+    """
+
+    private_bytes: int
     threads: int
     descriptors: int
+    kinds: Mapping[str, int]
     memory_descriptors: int
     mappings: int
     memory_mappings: int
 
 
 def vitals(pid: int) -> Vitals | None:
-    """What a process has now; None when it is gone or belongs to somebody else."""
-    return _tried(lambda: _vitals(Path(f"/proc/{pid}")), None)
+    """What a process has now; None when it has ended or belongs to somebody else."""
+    return None if state_of(pid) in ("", "Z") else _tried(lambda: _vitals(Path(f"/proc/{pid}")), None)
 
 
 def _vitals(folder: Path) -> Vitals:
     targets = [_target(entry) for entry in (folder / "fd").iterdir()]
+    _, resident, shared, *_ = (folder / "statm").read_text().split()
     maps = (folder / "maps").read_text(errors="replace").splitlines()
     return Vitals(
-        rss_bytes=int((folder / "statm").read_text().split()[1]) * _PAGE_BYTES,
+        private_bytes=(int(resident) - int(shared)) * _PAGE_BYTES,
         threads=int(_stat(folder)[17]),
         descriptors=len(targets),
+        kinds=Counter(map(_kind, targets)),
         memory_descriptors=sum(_SEGMENT.search(target) is not None for target in targets),
         mappings=len(maps),
         memory_mappings=sum(_SEGMENT.search(line) is not None for line in maps),
@@ -54,6 +63,13 @@ def _vitals(folder: Path) -> Vitals:
 def _target(entry: Path) -> str:
     """What a descriptor is of; "" when it has been closed meanwhile."""
     return _tried(lambda: str(entry.readlink()), "")
+
+
+def _kind(target: str) -> str:
+    """What a descriptor is: socket, pipe, eventfd, ...; whatever has a path is a file."""
+    if target.startswith("/"):
+        return "shared memory" if _SEGMENT.search(target) else "file"
+    return target.removeprefix("anon_inode:").partition(":")[0].strip("[]") or "closed"
 
 
 def _stat(folder: Path) -> list[str]:

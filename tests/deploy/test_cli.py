@@ -101,7 +101,7 @@ def test_help_and_version_are_no_errors(capsys):
     """`--help` lists every command; `--version` is one line."""
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("demo", "up", "down", "status", "submit", "worker", "doctor", "shm"):
+    for command in ("demo", "up", "down", "status", "submit", "worker", "doctor", "shm", "chaos"):
         assert f"\n    {command} " in out
         assert cli.main([command, "--help"]) == 0
     capsys.readouterr()

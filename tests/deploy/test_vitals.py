@@ -37,7 +37,9 @@ assert (after.memory_descriptors, after.memory_mappings) == (5, 4), after
 assert after.descriptors >= before.descriptors + 5
 assert after.mappings >= before.mappings + 4
 assert after.threads == before.threads + 1
-assert after.rss_bytes > before.rss_bytes + (16 << 20)
+assert after.private_bytes < before.private_bytes + (16 << 20), "shared memory is not private"
+held = b"x" * (32 << 20)
+assert vitals(os.getpid()).private_bytes > after.private_bytes + (16 << 20)
 """
 
 
