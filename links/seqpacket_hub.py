@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _LOOKS_PER_CALL = 64
 #: A closing hub gives up when no peer takes anything for so long, and after so long in any case, in seconds.
 _PATIENCE_S = 0.5
-_LINGER_S = 5.0
+_LINGER_S = 3.0
 #: Peers that were cut off are logged up to this many, then only counted.
 _LOGGED = 100
 

@@ -28,7 +28,7 @@ _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.25
 #: A closing peer gives up when its hub takes nothing for so long, and after so long in any case, in seconds.
 _PATIENCE_S = 0.5
-_LINGER_S = 5.0
+_LINGER_S = 3.0
 
 
 class SeqpacketPeer:
