@@ -20,6 +20,8 @@ ORDER = (*OURS, *FLOORS, *PEERS)
 
 def quantity(value: float, unit: str) -> str:
     """Three digits and a unit."""
+    if unit == "ms" and value < 0.1:
+        return f"{value * 1000:.1f} µs" if value < 0.01 else f"{value * 1000:.0f} µs"
     if unit == "ms":
         return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
     return f"{value / 1000:.0f}k/s" if value >= 10_000 else f"{value / 1000:.1f}k/s"
@@ -74,7 +76,12 @@ def _cell(results: dict[str, Any], work: str, name: str) -> str:
     found = ratio(results, work, name, OURS[0])
     if name in OURS or found is None:
         return text
-    return f"{text} ({found.median:.2g} x)"
+    return f"{text} ({times(found.median)} x)"
+
+
+def times(ratio_: float) -> str:
+    """Two digits."""
+    return f"{ratio_:.0f}" if ratio_ >= 10 else f"{ratio_:.2g}"
 
 
 def _below(results: dict[str, Any]) -> list[str]:
@@ -83,6 +90,9 @@ def _below(results: dict[str, Any]) -> list[str]:
         f"{sentence(results['machine'])}. Medians of {results['rounds']} interleaved rounds of one run; in brackets "
         "the median of the rounds' ratios to our first row. Figures of different runs are not comparable."
     )
+    load = results["options"].get("load")
+    if load:
+        told += f" {load[0]:.0f} processes wanted to run when it began, none of them ours."
     absent = [f"{name} ({reason})" for name, reason in results["absent"].items()]
     return [told] + ([f"Not here: {'; '.join(absent)}."] if absent else [])
 

@@ -80,7 +80,9 @@ def test_the_picture_has_a_bar_for_each(made_up):
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (0.0123, "ms", "0.01 ms"),
+        (0.0123, "ms", "12 µs"),
+        (0.00123, "ms", "1.2 µs"),
+        (0.123, "ms", "0.12 ms"),
         (12.34, "ms", "12.3 ms"),
         (123.4, "ms", "123 ms"),
         (6789, "/s", "6.8k/s"),
