@@ -103,6 +103,9 @@ class Broker:
 
     def tick(self, at: float) -> None:
         """Time has passed. Due at `next_tick`; earlier and later are harmless."""
+        late_s = at - self._next_beat
+        if late_s > self.settings.heartbeat_s:  # this process was stopped: what peers sent meanwhile is yet to be read
+            self._excuse(late_s, at)
         due = self.router.next_deadline()
         if due is not None and due <= at:
             self._handle(ev.Ticked(at=at))
@@ -136,10 +139,14 @@ class Broker:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
+    def _excuse(self, late_s: float, at: float) -> None:
+        """For so long nobody could be heard: neither that a peer lives, nor that work moves, nor what is served."""
+        self.roster.excuse(late_s, at)
+        self._handle(ev.TimeLost(at=at, seconds=late_s))
+        if self._room is not None:
+            self._room.open_at += late_s
+
     def _beat(self, at: float) -> None:
-        late_s = at - self._next_beat
-        if late_s > self.settings.heartbeat_s:  # this process was stopped: what peers sent meanwhile is yet to be read
-            self.roster.excuse(late_s, at)
         self._next_beat = at + self.settings.heartbeat_s
         self._handle(ev.Ticked(at=at))
         for peer in self.roster.silent_since(at - self.settings.liveness_s):

@@ -138,6 +138,12 @@ class ShutdownAsked(Event, frozen=True):
     """Nothing new is to be accepted."""
 
 
+class TimeLost(Event, frozen=True):
+    """The coordinator did not run for so long, up to now, and may not have read what workers said of their work."""
+
+    seconds: float
+
+
 class Ticked(Event, frozen=True):
     """Time has passed; deadlines and hung workers are looked at."""
 

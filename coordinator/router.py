@@ -86,6 +86,7 @@ class Router:
             ev.OutputArrived: self._on_output,
             ev.DeploymentsChanged: self._on_deployments,
             ev.ShutdownAsked: self._on_shutdown,
+            ev.TimeLost: self._on_time_lost,
             ev.Ticked: self._on_tick,
         }
 
@@ -451,6 +452,11 @@ class Router:
             self._expire(self.requests[request_id])
         while (name := self._hang_checks.pop_due(self._at)) is not None:
             self._look_whether_hung(self.workers[name])
+
+    def _on_time_lost(self, event: ev.TimeLost) -> None:
+        """Time in which nobody was heard makes no worker hang; deadlines pass all the same."""
+        for worker in self.workers.values():
+            worker.progressed = min(worker.progressed + event.seconds, self._at)
 
     def _expire(self, request: Request) -> None:
         where = "waiting" if request.state is RequestState.QUEUED else f"running on {request.worker}"

@@ -378,6 +378,25 @@ def test_a_hung_worker_must_join_anew(scene):
     assert isinstance(scene.all(b"w")[-1][0], wire.Rejoin)
 
 
+def test_our_own_pause_makes_no_worker_hang(scene):
+    """What workers said of their progress meanwhile is yet to be read; who is silent after that hangs as ever."""
+    scene.worker(b"w", hang_limit_s=3.0)
+    scene.client(b"c")
+    scene.say(b"c", submit("r"), b"body")
+    scene.all(b"w")
+    scene.at += 100.0
+    scene.broker.tick(scene.at)
+    scene.act()
+    scene.say(b"w", wire.Heartbeat(progress=1, busy=True))
+    assert scene.all(b"w") == []
+    scene.wait(2.5)
+    scene.say(b"w", wire.Heartbeat(progress=1, busy=True))
+    assert scene.all(b"w") == []
+    scene.wait(1.0)
+    scene.say(b"w", wire.Heartbeat(progress=2, busy=True))
+    assert isinstance(scene.all(b"w")[-1][0], wire.Rejoin)
+
+
 def test_stories_are_told(scene):
     """ASK_STORY is answered with what the router saw, and for a request nobody knows with nothing."""
     scene.client(b"c")
@@ -495,6 +514,22 @@ def test_a_fleet_that_does_not_come_is_not_waited_for():
     assert scene.all(b"c") == []
     scene.wait(1.5)
     assert scene.take(b"c", wire.Error)[0].code == "unknown_model"
+
+
+def test_our_own_pause_keeps_no_fleet_from_being_waited_for():
+    """A coordinator that was stopped while it waited for its fleet waits on: the fleet could not be heard."""
+    scene = Scene(expects_fleet=True)
+    scene.broker.tick(0.0)
+    scene.client(b"c")
+    scene.say(b"c", submit("r"), b"body")
+    scene.at += 100.0
+    scene.broker.tick(scene.at)
+    scene.act()
+    scene.worker(b"w")
+    scene.join(b"f", "fleet")
+    assert scene.all(b"c") == scene.all(b"w") == []
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    scene.take(b"w", wire.Dispatch)
 
 
 def test_too_many_that_wait_are_refused(monkeypatch):
