@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .client import AsyncClient, AsyncReply, Client, CopyLedger, Reply, connect, connect_async
+    from .client import AsyncClient, AsyncReply, Client, CopyLedger, Reply, Retry, connect, connect_async
     from .deploy.local import Yard, local
     from .errors import TensoryardError
     from .proto import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .version import __version__
 
 _HOMES = {
-    ".client": ("AsyncClient", "AsyncReply", "Client", "CopyLedger", "Reply", "connect", "connect_async"),
+    ".client": ("AsyncClient", "AsyncReply", "Client", "CopyLedger", "Reply", "Retry", "connect", "connect_async"),
     ".deploy.local": ("Yard", "local"),
     ".errors": ("TensoryardError",),
     ".proto": (
@@ -79,6 +79,7 @@ __all__ = [
     "PixelGenerationRequest",
     "Reply",
     "RequestID",
+    "Retry",
     "Settings",
     "SharedMemoryArray",
     "TensoryardError",

@@ -37,16 +37,32 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+#: How a request can end, in words: what `Reply.outcome` says and the coordinator counts. Told apart by who can do
+#: something about it: "rejected" was never accepted, "failed" was and its pipeline could not do it, the last three were
+#: lost on the way.
+OUTCOMES = (
+    "finished",
+    "rejected",
+    "cancelled",
+    "expired",
+    "failed",
+    "worker_lost",
+    "poison_request",
+    "coordinator_lost",
+)
+
 
 class TensoryardError(Exception):
     """Base of all errors of ours.
 
     `code` is its name on the wire; `retryable` says whether the same request, sent again, may succeed; `request_id`
-    names the request (None when no request is concerned); `story` holds what the coordinator saw of it, oldest first.
+    names the request (None when no request is concerned); `story` holds what coordinator and client saw of it, oldest
+    first; `outcome` is one of OUTCOMES: the one that goes with the class, if the coordinator did not say otherwise.
     """
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
+    outcome: str = "failed"
 
     def __init__(self, text: str = "", *, request_id: str | None = None, story: tuple[str, ...] = ()) -> None:
         super().__init__(text)
@@ -66,6 +82,7 @@ class InvalidRequest(TensoryardError, ValueError):
     """The request itself is wrong."""
 
     code = "invalid_request"
+    outcome = "rejected"
 
 
 class UnknownModel(InvalidRequest):
@@ -102,6 +119,7 @@ class Rejected(TensoryardError):
     """The coordinator did not accept the request; nothing ran."""
 
     code = "rejected"
+    outcome = "rejected"
     retryable = True
 
 
@@ -157,6 +175,7 @@ class WorkerLost(Failed):
     """The worker died or hung and the request could not be run again."""
 
     code = "worker_lost"
+    outcome = "worker_lost"
     retryable = True
 
 
@@ -164,12 +183,14 @@ class PoisonRequest(Failed):
     """Each worker that ran this request died."""
 
     code = "poison_request"
+    outcome = "poison_request"
 
 
 class CoordinatorLost(Failed):
     """The coordinator went away and did not come back in time."""
 
     code = "coordinator_lost"
+    outcome = "coordinator_lost"
     retryable = True
 
 
@@ -177,12 +198,14 @@ class RequestCancelled(TensoryardError):
     """The caller cancelled the request, or the client that sent it went away."""
 
     code = "cancelled"
+    outcome = "cancelled"
 
 
 class DeadlineExpired(TensoryardError, TimeoutError):
     """The request's deadline passed before its answer."""
 
     code = "expired"
+    outcome = "expired"
 
 
 class ReplyTimeout(TensoryardError, TimeoutError):
@@ -247,6 +270,7 @@ class NotConnected(ProtocolError, ConnectionError):
     """No coordinator answers at the address."""
 
     code = "not_connected"
+    outcome = "rejected"
     retryable = True
 
 
@@ -264,12 +288,21 @@ def from_wire(
     request_id: str | None = None,
     story: tuple[str, ...] = (),
     retry_after_s: float = 0.0,
+    outcome: str = "",
 ) -> TensoryardError:
     """The error that a code and a text stand for; an unknown code (a newer peer's) becomes `Failed`."""
     cls = BY_CODE.get(code, Failed)
-    if issubclass(cls, Overloaded):
-        return cls(text, request_id=request_id, story=story, retry_after_s=retry_after_s)
-    return cls(text, request_id=request_id, story=story)
+    extra = {"retry_after_s": retry_after_s} if issubclass(cls, Overloaded) else {}
+    error = cls(text, request_id=request_id, story=story, **extra)
+    if outcome in OUTCOMES:
+        error.outcome = outcome
+    return error
+
+
+def outcome_of(code: str) -> str:
+    """How an accepted request ends with an error of this code: as "failed" where its class says that it never was."""
+    outcome = BY_CODE.get(code, Failed).outcome
+    return "failed" if outcome == "rejected" else outcome
 
 
 def to_wire(error: BaseException) -> tuple[str, str]:

@@ -7,5 +7,6 @@ from .aio import AsyncClient, AsyncReply, connect_async
 from .client import Client, connect
 from .ledger import CopyLedger
 from .reply import Reply
+from .retry import Retry
 
-__all__ = ["AsyncClient", "AsyncReply", "Client", "CopyLedger", "Reply", "connect", "connect_async"]
+__all__ = ["AsyncClient", "AsyncReply", "Client", "CopyLedger", "Reply", "Retry", "connect", "connect_async"]

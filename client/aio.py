@@ -25,6 +25,7 @@ from ..settings import Settings
 from .client import Client, connect, pixel_request
 from .ledger import CopyLedger
 from .reply import Reply
+from .retry import Retry
 
 
 async def connect_async(
@@ -32,9 +33,10 @@ async def connect_async(
     *,
     timeout_s: float = 10.0,
     settings: Settings | None = None,
+    retry: Retry | bool = False,
 ) -> AsyncClient:
     """An `AsyncClient`; see `connect`."""
-    client = await asyncio.to_thread(connect, address, timeout_s=timeout_s, settings=settings)
+    client = await asyncio.to_thread(connect, address, timeout_s=timeout_s, settings=settings, retry=retry)
     return AsyncClient(client)
 
 
@@ -61,6 +63,11 @@ class AsyncReply:
     def done(self) -> bool:
         """Whether the request has ended."""
         return self._reply.done
+
+    @property
+    def outcome(self) -> str | None:
+        """See `Reply.outcome`."""
+        return self._reply.outcome
 
     @property
     def ledger(self) -> CopyLedger:
@@ -119,10 +126,20 @@ class AsyncClient:
         """Where the coordinator is."""
         return self._client.address
 
-    async def submit(self, request: Any, *, deadline_s: float | None = None, priority: int = 0) -> AsyncReply:
+    async def submit(
+        self,
+        request: Any,
+        *,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        retry: Retry | bool | None = None,
+    ) -> AsyncReply:
         """See `Client.submit`; encoding runs in a thread, since it may copy or wait for memory."""
-        reply = await asyncio.to_thread(self._client.submit, request, deadline_s=deadline_s, priority=priority)
-        return AsyncReply(reply)
+        connection = self._client._connection  # noqa: SLF001 - both stand on it
+        wish = connection.wish(request, deadline_s=deadline_s, priority=priority, retry=retry)
+        while (wait_s := connection.wait_s(wish)) > 0:  # noqa: ASYNC110 - it waits for a time, not for an event
+            await asyncio.sleep(wait_s)
+        return AsyncReply(await asyncio.to_thread(connection.send, wish))
 
     async def map(self, requests: Iterable[Any], *, max_in_flight: int = 64, **how: Any) -> AsyncIterator[Any]:
         """See `Client.map`."""

@@ -25,14 +25,24 @@ from ..proto.status import ClusterStatus
 from ..settings import Settings, from_environment
 from .connection import Connection
 from .reply import Reply
+from .retry import Retry
 
 
-def connect(address: str | None = None, *, timeout_s: float = 10.0, settings: Settings | None = None) -> Client:
+def connect(
+    address: str | None = None,
+    *,
+    timeout_s: float = 10.0,
+    settings: Settings | None = None,
+    retry: Retry | bool = False,
+) -> Client:
     """A client of the coordinator at `address`; None: $TENSORYARD_ADDRESS, else the one that runs on this host.
+
+    `retry`: whether requests that were refused or lost are tried again by themselves; True for `Retry()`.
 
     Raises NotConnected when nobody answers within `timeout_s` seconds, VersionMismatch for another version.
     """
-    connection = Connection(address, settings or from_environment())
+    policy = Retry() if retry is True else retry or None
+    connection = Connection(address, settings or from_environment(), policy)
     connection.open(timeout_s)
     return Client(connection)
 
@@ -48,17 +58,28 @@ class Client:
         """Where the coordinator is."""
         return self._connection.address
 
-    def submit(self, request: Any, *, deadline_s: float | None = None, priority: int = 0) -> Reply:
+    def submit(
+        self,
+        request: Any,
+        *,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        retry: Retry | bool | None = None,
+    ) -> Reply:
         """Send a request and return its reply at once.
 
         Arrays of 64 KiB and more go by shared-memory handle: copied once into this client's pool, or not at all when
         they come from `empty`; they must not be written to until the reply is done. `deadline_s`: seconds from now
-        after which nobody wants the answer. `priority`: higher goes first, -1000 to 1000.
+        after which nobody wants the answer. `priority`: higher goes first, -1000 to 1000. `retry`: a policy for this
+        request, or False for none; None: the client's.
+
+        What would be refused (`Overloaded`) is not even copied: the reply says so at once, or, with a policy, this call
+        waits first.
 
         Raises InvalidRequest, UnsupportedArray, MessageTooLarge, PoolExhausted or NotConnected at once; everything
         else comes out of the reply.
         """
-        return self._connection.submit(request, deadline_s=deadline_s, priority=priority)
+        return self._connection.submit(request, deadline_s=deadline_s, priority=priority, retry=retry)
 
     def map(
         self,
@@ -66,29 +87,23 @@ class Client:
         *,
         max_in_flight: int = 64,
         progress: bool = False,
-        deadline_s: float | None = None,
-        priority: int = 0,
+        **how: Any,
     ) -> Iterator[Any]:
         """The results of many requests, in order, with at most `max_in_flight` under way; requests are taken lazily.
 
-        `progress` shows a bar (needs the extra `progress`). The first error ends it; what is under way is cancelled.
+        `progress` shows a bar (needs the extra `progress`), `how` is as for `submit`. The first error ends it; what is
+        under way is cancelled.
         """
         if max_in_flight < 1:
             raise InvalidRequest(f"`max_in_flight` is at least 1, not {max_in_flight}")
-        results = self._map(iter(requests), max_in_flight, deadline_s, priority)
+        results = self._map(iter(requests), max_in_flight, how)
         return _with_bar(results, requests) if progress else results
 
-    def _map(
-        self,
-        requests: Iterator[Any],
-        max_in_flight: int,
-        deadline_s: float | None,
-        priority: int,
-    ) -> Iterator[Any]:
+    def _map(self, requests: Iterator[Any], max_in_flight: int, how: dict[str, Any]) -> Iterator[Any]:
         under_way: deque[Reply] = deque()
         try:
             for request in requests:
-                under_way.append(self.submit(request, deadline_s=deadline_s, priority=priority))
+                under_way.append(self.submit(request, **how))
                 under_way[-1].collect()  # what waits for its turn here must not wait at its worker
                 if len(under_way) >= max_in_flight:
                     yield _first(under_way)

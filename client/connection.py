@@ -9,6 +9,7 @@ from __future__ import annotations
 import numbers
 import os
 import queue
+import random
 import threading
 from typing import Any
 
@@ -19,15 +20,18 @@ from ..coordinator.connection import read_connection
 from ..links import Frames, Session
 from ..links.calibration import thresholds_of
 from ..proto import wire
-from ..proto.codec import decode_body, encode_body
+from ..proto.codec import Encoded, decode_body, encode_body
 from ..proto.outputs import task_of, task_types
 from ..proto.request import RequestID
 from ..settings import Settings
 from ..shm import Loan, Pool, Reader, host_name
+from .alarm import Alarm
 from .conversation import Conversation
 from .pending import Pending
 from .reading import Reading
 from .reply import Reply, monotonic
+from .retry import Retry
+from .wish import Wish
 
 
 def resolve_address(address: str | None) -> str:
@@ -41,16 +45,20 @@ def resolve_address(address: str | None) -> str:
 class Connection:
     """Submits requests and settles their replies. All `on_…` methods run in the session's thread."""
 
-    def __init__(self, address: str | None, settings: Settings) -> None:
+    def __init__(self, address: str | None, settings: Settings, retry: Retry | None = None) -> None:
         self.settings = settings
+        self.retry = retry
         self._thresholds = thresholds_of(settings)
         self.address = resolve_address(address)
         self._reader = Reader()
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._changed = threading.Event()
+        #: Set while this client closes: ends the waits of those who would send something.
+        self._leaving = threading.Event()
         self._closed = False
         self._pid = os.getpid()
+        self._alarm = Alarm()
         self._session = Session(
             address=self.address,
             role="client",
@@ -58,12 +66,15 @@ class Connection:
             decoder=wire.TO_CLIENT,
             callbacks=self,
             settings=settings,
+            watch={self._alarm.fd: self._on_alarm},
         )
         self._conversation = Conversation(
             address=self.address,
             reconnect_s=settings.reconnect_s,
             post=self._session.post,
             decode=self._decode,
+            wake=self._alarm.set,
+            chance=random.random,
         )
 
     def open(self, timeout_s: float) -> None:
@@ -87,9 +98,11 @@ class Connection:
             return
         with self._pool_lock:
             self._closed = True
+        self._leaving.set()
         self._conversation.close()
         self._session.close()
         self._conversation.ended()
+        self._alarm.close()
         self._reader.close()
         if self._pool is not None:
             self._pool.close()
@@ -110,18 +123,43 @@ class Connection:
                 )
             return self._pool
 
-    def submit(self, request: Any, *, deadline_s: float | None, priority: int) -> Reply:
+    def submit(
+        self, request: Any, *, deadline_s: float | None, priority: int, retry: Retry | bool | None = None
+    ) -> Reply:
         """Encode a request, send it, and return its reply. See `Client.submit`."""
-        welcome = self._require_open()
-        task = _task_of(request)
+        wish = self.wish(request, deadline_s=deadline_s, priority=priority, retry=retry)
+        while (wait_s := self.wait_s(wish)) > 0:
+            self._leaving.wait(wait_s)
+        return self.send(wish)
+
+    def wish(self, request: Any, *, deadline_s: float | None, priority: int, retry: Retry | bool | None = None) -> Wish:
+        """What a caller wants, checked, and nothing done for it yet. Raises InvalidRequest or NotConnected."""
+        self._require_open()
         deadline_s, priority = _checked(deadline_s, priority)
-        key = str(request.request_id)
-        overload = self._conversation.overload(request.model, monotonic())
-        if overload is not None:
-            return self._refused(request.request_id, overload)
+        policy = self.retry if retry is None else Retry() if retry is True else retry or None
+        return Wish(
+            request=request,
+            task=_task_of(request),
+            deadline_s=deadline_s,
+            priority=priority,
+            retry=policy,
+            began=monotonic(),
+        )
+
+    def wait_s(self, wish: Wish) -> float:
+        """How long to wait before `send`. Raises NotConnected."""
+        self._require_open()
+        return wish.wait_s(self._conversation, monotonic())
+
+    def send(self, wish: Wish) -> Reply:
+        """Encode and send what is wanted, now; a wish that has been refused gives a reply that says so."""
+        welcome = self._require_open()
+        if wish.refusal is not None:
+            return self._refused(wish.request.request_id, wish.refusal)
+        key = str(wish.request.request_id)
         local = welcome.host == self._reader.host
         body = encode_body(
-            request,
+            wish.request,
             place=(lambda array: self._place(array, key)) if local else None,
             out_of_band=not local,
             threshold_bytes=self._thresholds.handle_bytes if local else self._thresholds.out_of_band_bytes,
@@ -130,22 +168,26 @@ class Connection:
             self._check_size(body.frames, body.socket_bytes, welcome, key)
             # They wait for a socket, perhaps more than once, and the caller may go on writing to its arrays.
             body.own_buffers()
-            submit = _submit_message(request, task, body.shared_bytes, deadline_s, priority, self.settings)
-            now = monotonic()
-            window = Reading(parts=submit.window_parts, size_bytes=submit.window_bytes)
-            entry = Pending(
-                reply=Reply(request.request_id, self.cancel, consumed=self._consumed, reading=window),
-                submit=submit,
-                body=body,
-                output_type=task_types(task).output,
-                sent_at=now,
-                deadline=now + deadline_s if deadline_s is not None else None,
-            )
+            entry = self._entry(wish, body)
             self._conversation.submit(entry, self._session.silent_s)
         except BaseException:
             body.release()
             raise
         return entry.reply
+
+    def _entry(self, wish: Wish, body: Encoded) -> Pending:
+        submit = _submit_message(wish, body.shared_bytes, self.settings)
+        window = Reading(parts=submit.window_parts, size_bytes=submit.window_bytes)
+        now = monotonic()
+        return Pending(
+            reply=Reply(wish.request.request_id, self.cancel, consumed=self._consumed, reading=window),
+            submit=submit,
+            body=body,
+            output_type=task_types(wish.task).output,
+            sent_at=now,
+            deadline=now + submit.deadline_s if submit.deadline_s is not None else None,
+            retry=wish.retry,
+        )
 
     def _refused(self, request_id: RequestID, error: errors.TensoryardError) -> Reply:
         """The reply to a request that was not even made."""
@@ -221,8 +263,13 @@ class Connection:
     def on_beat(self, silent_s: float) -> wire.Heartbeat:
         """Once a heartbeat: unmap what is gone, give up on a coordinator that does not come back."""
         self._reader.housekeep()
-        self._conversation.beat(silent_s)
+        self._conversation.beat(silent_s, monotonic())
         return wire.Heartbeat()
+
+    def _on_alarm(self) -> None:
+        """Requests that slept are to be tried again."""
+        self._alarm.clear()
+        self._conversation.due(monotonic())
 
     def on_failure(self, error: Exception) -> None:
         """Our own thread ended."""
@@ -257,20 +304,13 @@ def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def _submit_message(
-    request: Any,
-    task: Any,
-    shared_bytes: int,
-    deadline_s: float | None,
-    priority: int,
-    settings: Settings,
-) -> wire.Submit:
+def _submit_message(wish: Wish, shared_bytes: int, settings: Settings) -> wire.Submit:
     return wire.Submit(
-        request_id=str(request.request_id),
-        task=task.value,
-        model=request.model,
-        priority=priority,
-        deadline_s=deadline_s,
+        request_id=str(wish.request.request_id),
+        task=wish.task.value,
+        model=wish.request.model,
+        priority=wish.priority,
+        deadline_s=wish.left_s(),
         host=host_name() if shared_bytes else "",
         shared_bytes=shared_bytes,
         window_parts=settings.stream_window_parts,

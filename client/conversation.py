@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +16,7 @@ from ..logs import logger
 from ..proto import wire
 from .gate import Gate
 from .pending import Pending, PendingTable, frames_of
+from .retry import Sleepers, is_refusal
 
 log = logger(__name__)
 
@@ -47,9 +49,21 @@ class Conversation:
 
     The methods of the first half may be called from any thread, the others, which tell what happened, from one. Times,
     `at`, are monotonic seconds; `silent_s` is for how long the coordinator has not been heard.
+
+    Requests that are to be tried again sleep until `due` is called; `wake` is told when that should be, `chance` gives
+    numbers from 0 to 1.
     """
 
-    def __init__(self, *, address: str, reconnect_s: float, post: Post, decode: Decode) -> None:
+    def __init__(
+        self,
+        *,
+        address: str,
+        reconnect_s: float,
+        post: Post,
+        decode: Decode,
+        wake: Callable[[float], None] = lambda _at: None,
+        chance: Callable[[], float] = lambda: 1.0,
+    ) -> None:
         self.pending = PendingTable()
         self.queries: dict[int, Query] = {}
         #: The last greeting of a coordinator; None before the first.
@@ -62,6 +76,12 @@ class Conversation:
         self._reconnect_s = reconnect_s
         self._post = post
         self._decode = decode
+        self._wake = wake
+        self.chance = chance
+        self._sleepers = Sleepers()
+        self._silent_s = 0.0
+        #: The time last told.
+        self._at = -math.inf
         self._query_numbers = itertools.count(1)
 
     # -- the caller's wishes ------------------------------------------------------------------------------------------
@@ -100,10 +120,17 @@ class Conversation:
         self._post(entry.submit, frames_of(entry))
 
     def cancel(self, request_id: str) -> None:
-        """Tell the coordinator that an answer is not wanted; its ERROR, or what came first, ends the request."""
+        """Tell the coordinator that an answer is not wanted; its ERROR, or what came first, ends the request.
+
+        One that sleeps ends here: nobody else knows of it.
+        """
         entry = self.pending.get(request_id)
-        if entry is not None and not entry.cancelled:
-            entry.cancelled = True
+        if entry is None or entry.cancelled:
+            return
+        entry.cancelled = True
+        if self.pending.wake(request_id) is not None:
+            self._end(entry, errors.RequestCancelled("cancelled by its client"))
+        else:
             self._post(wire.Cancel(request_id=request_id))
 
     def consumed(self, request_id: str, parts: int) -> None:
@@ -152,16 +179,18 @@ class Conversation:
 
     def welcomed(self, welcome: wire.Welcome, at: float) -> None:
         """Known to a coordinator; if not for the first time, it may not know what is under way or was cancelled."""
-        again = self.welcome is not None
-        self.welcome, self.refusal = welcome, None
-        if not again:
+        before = self.welcome
+        self.welcome, self.refusal, self._silent_s = welcome, None, 0.0
+        if before is None:
             return
         for entry in self.pending.all():
             if entry.cancelled:
-                self._fail(entry, errors.RequestCancelled("cancelled by its client"))
-            else:
+                self._end(entry, errors.RequestCancelled("cancelled by its client"))
+            elif not entry.asleep:
+                if welcome.epoch != before.epoch:
+                    entry.note(at, "the coordinator was replaced; sent to the new one")
                 entry.restarting = False
-                self._post(entry.message(at), frames_of(entry))
+                self._send_again(entry, at)
         for query in list(self.queries.values()):
             self._post(query.message)
 
@@ -172,7 +201,25 @@ class Conversation:
             self.refusal = error
             self.pending.fail_all(type(error), error.text)
 
-    def beat(self, silent_s: float) -> None:
+    def due(self, at: float) -> None:
+        """Try those again whose time has come; about when `wake` was told, and with each beat."""
+        for request_id in self._sleepers.due(at):
+            entry = self.pending.wake(request_id)
+            if entry is None:
+                continue
+            if self._silent_s > self._reconnect_s:
+                self._fail(entry, self._lost(), at)
+                continue
+            self._send_again(entry, at)
+            if entry.cancelled:  # at this very moment, and its CANCEL may have left before
+                self._post(wire.Cancel(request_id=request_id))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if (next_due := self._sleepers.next_due()) < math.inf:
+            self._wake(next_due)
+
+    def beat(self, silent_s: float, at: float = -math.inf) -> None:
         """About once a heartbeat: tell what little was read; give up on a coordinator that does not come back.
 
         Whatever the two sides make of an output's size, no reader waits for long for its own word.
@@ -180,14 +227,16 @@ class Conversation:
         for entry in self.pending.all():
             if entry.received:
                 entry.reply.tell_all()
+        self._silent_s = silent_s
         if silent_s > self._reconnect_s:
-            self.pending.fail_all(
-                errors.CoordinatorLost,
-                f"the coordinator at {self._address} has not been heard for {silent_s:.0f} s; it is safe to send again",
-            )
+            self._fail_awake(self._lost, at)
+        self.due(self._latest(at))
+        self._sleepers.sweep(len(self.pending), self.pending.sleeps)
 
     def message(self, message: Any, body: wire.Frames, at: float) -> None:
         """A message of `wire.ToClient`; those that keep the session alive mean nothing here."""
+        self._latest(at)
+        self._silent_s = 0.0
         match message:
             case wire.Partial() | wire.Final():
                 self._on_output(message, body, at)
@@ -198,7 +247,19 @@ class Conversation:
                 if query is not None and body:
                     query.answer(bytes(body[0]))
             case wire.Disconnect():
-                self.pending.fail_all(errors.CoordinatorLost, "the cluster has shut down; it is safe to send again")
+                text = "the cluster has shut down; it is safe to send again"
+                self._fail_awake(lambda: errors.CoordinatorLost(text), at)
+
+    def _lost(self) -> errors.CoordinatorLost:
+        return errors.CoordinatorLost(
+            f"the coordinator at {self._address} has not been heard for {self._silent_s:.0f} s; "
+            "it is safe to send again",
+        )
+
+    def _latest(self, at: float) -> float:
+        """Time does not go back; a beat need not know it."""
+        self._at = max(self._at, at)
+        return self._at
 
     def _end_queries(self) -> None:
         """Nobody will answer."""
@@ -236,7 +297,7 @@ class Conversation:
             log.error("an output of request %s cannot be read", message.request_id, exc_info=error)
         if isinstance(message, wire.Partial):  # it still runs
             self._post(wire.Cancel(request_id=message.request_id))
-        self._fail(entry, errors.DecodeError(errors.to_wire(error)[1]))
+        self._end(entry, errors.DecodeError(errors.to_wire(error)[1]))
 
     def _deliver(
         self, entry: Pending, message: wire.Partial | wire.Final, output: Any, body: wire.Frames, at: float
@@ -248,11 +309,51 @@ class Conversation:
             self.pending.settle(message.request_id)
         entry.reply.add_output(output, entry.ledger(message.ledger, at), done=done, size_bytes=size_bytes)
 
-    def _fail(self, entry: Pending, error: errors.TensoryardError) -> None:
-        """End a request with an error."""
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    def _fail(self, entry: Pending, error: errors.TensoryardError, at: float) -> None:
+        """This try has ended with an error: sleep before the next, or end the request."""
+        delay_s = self._delay_s(entry, error, at)
+        if delay_s is None or not self.pending.sleep(entry.submit.request_id):
+            self._end(entry, _after(entry.losses + entry.refusals, error))
+            return
+        entry.note(at, f"{error.code}: {error.text}"[:120] + f"; tried again in {delay_s:.2f} s")
+        self._sleepers.add(entry.submit.request_id, at + delay_s)
+        self._set_alarm()
+
+    def _delay_s(self, entry: Pending, error: errors.TensoryardError, at: float) -> float | None:
+        """How long to wait before it is tried again; None when that is not wanted."""
+        if entry.retry is None or entry.cancelled or self.closed:
+            return None
+        if is_refusal(error):
+            entry.refusals += 1
+        else:
+            entry.losses += 1
+        return entry.retry.delay_s(
+            error,
+            losses=entry.losses,
+            refusals=entry.refusals,
+            elapsed_s=at - entry.sent_at,
+            left_s=math.inf if entry.deadline is None else entry.deadline - at,
+            chance=self.chance(),
+        )
+
+    def _end(self, entry: Pending, error: errors.TensoryardError) -> None:
+        """End a request with an error, which gets its story."""
         error.request_id = entry.submit.request_id
-        self.pending.settle(entry.submit.request_id)
-        entry.reply.fail(error)
+        if entry.events or not error.story:
+            error.story = entry.story() + error.story
+        if self.pending.settle(entry.submit.request_id) is not None:
+            entry.reply.fail(error)
+
+    def _fail_awake(self, make: Callable[[], errors.TensoryardError], at: float) -> None:
+        """Every try that is under way has ended with an error of its own."""
+        for entry in self.pending.all():
+            if not entry.asleep:
+                self._fail(entry, make(), self._latest(at))
+
+    def _send_again(self, entry: Pending, at: float) -> None:
+        self._post(entry.message(at), frames_of(entry))
 
     def _resend(self, entry: Pending, error: errors.TensoryardError, at: float) -> None:
         """A result was lost: its memory went away with its worker before it was read.
@@ -261,14 +362,15 @@ class Conversation:
         """
         entry.resends += 1
         entry.restarting = True
+        entry.note(at, f"its result was lost, to be run again: {error}")
         # If this was a PARTIAL the request still runs: end that run first, or SUBMIT would change nothing.
         self._post(wire.Cancel(request_id=entry.submit.request_id))
         if entry.cancelled:
-            self._fail(entry, errors.RequestCancelled("cancelled by its client"))
+            self._end(entry, errors.RequestCancelled("cancelled by its client"))
         elif entry.resends > _MAX_RESENDS:
-            self._fail(entry, errors.WorkerLost(f"its result was lost {entry.resends} times: {error}"))
+            self._fail(entry, errors.WorkerLost(f"its result was lost {entry.resends} times: {error}"), at)
         else:
-            self._post(entry.message(at), frames_of(entry))
+            self._send_again(entry, at)
 
     def _on_error(self, message: wire.Error, at: float) -> None:
         entry = self.pending.get(message.request_id)
@@ -276,7 +378,23 @@ class Conversation:
             return
         if message.code == errors.Overloaded.code:
             self.gate.close(entry.submit.model, message.retry_after_s, at)
-        if entry.restarting and not entry.cancelled and message.code == errors.RequestCancelled.code:
-            return  # the answer to our own CANCEL in `_resend`
-        story, retry_after_s = tuple(message.story), message.retry_after_s
-        self._fail(entry, errors.from_wire(message.code, message.text, story=story, retry_after_s=retry_after_s))
+        if entry.asleep or (entry.restarting and not entry.cancelled and message.code == errors.RequestCancelled.code):
+            return  # of a try that is over: the answer to our own CANCEL in `_resend`
+        entry.restarting = False
+        error = errors.from_wire(
+            message.code,
+            message.text,
+            story=tuple(message.story),
+            retry_after_s=message.retry_after_s,
+            outcome=message.outcome,
+        )
+        self._fail(entry, error, at)
+
+
+def _after(tries: int, error: errors.TensoryardError) -> errors.TensoryardError:
+    """The same error, where it was not the first: its text says so."""
+    if tries < 2:
+        return error
+    text = f"{error.text} (given up after {tries} tries)"
+    retry_after_s = getattr(error, "retry_after_s", 0.0)
+    return errors.from_wire(error.code, text, story=error.story, retry_after_s=retry_after_s, outcome=error.outcome)

@@ -7,7 +7,7 @@ answer has come, and everything needed to send it again.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,6 +17,11 @@ from ..proto import wire
 from ..proto.codec import Encoded
 from .ledger import CopyLedger
 from .reply import Reply
+from .retry import Retry
+
+#: Lines of a request's story on this side, and characters of each.
+_MAX_EVENTS = 16
+_MAX_CHARS = 200
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +46,25 @@ class Pending:
     received_bytes: int = 0
     #: Bytes of this attempt's outputs in shared memory, as its worker counted them.
     shared_bytes_out: int = 0
+    #: Whether it is tried again, how often it was lost and how often refused.
+    retry: Retry | None = None
+    losses: int = 0
+    refusals: int = 0
+    #: It sleeps before it is tried again; changed under the table's lock.
+    asleep: bool = False
+    #: What this side saw of it besides its first sending: (monotonic seconds, text).
+    events: list[tuple[float, str]] = field(default_factory=list)
+
+    def note(self, at: float, text: str) -> None:
+        """Something has happened to it here; a long story keeps its beginning and its end."""
+        if len(self.events) >= _MAX_EVENTS:
+            del self.events[_MAX_EVENTS // 2]
+        self.events.append((at, text[:_MAX_CHARS]))
+
+    def story(self) -> tuple[str, ...]:
+        """The steps, oldest first, with seconds since it was sent."""
+        lines = [(self.sent_at, "sent"), *self.events]
+        return tuple(f"+{at - self.sent_at:.3f}s client: {text}" for at, text in lines)
 
     def message(self, at: float) -> wire.Submit:
         """SUBMIT, to be sent again: with what is left of the deadline at that time, and what has been read."""
@@ -109,11 +133,34 @@ class PendingTable:
             entry.body.release()
         return entry
 
+    def sleep(self, request_id: str) -> bool:
+        """Let a request sleep; False when it has ended, or was cancelled, meanwhile."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            if entry is None or entry.cancelled:
+                return False
+            entry.asleep = True
+            return True
+
+    def wake(self, request_id: str) -> Pending | None:
+        """The request of an id, if it slept; it does no more."""
+        with self._lock:
+            entry = self._entries.get(request_id)
+            if entry is None or not entry.asleep:
+                return None
+            entry.asleep = False
+            return entry
+
+    def sleeps(self, request_id: str) -> bool:
+        """Whether it sleeps."""
+        entry = self.get(request_id)
+        return entry is not None and entry.asleep
+
     def fail_all(self, error: type[TensoryardError], text: str) -> None:
         """End every request with an error."""
         for entry in self.all():
             self.settle(entry.submit.request_id)
-            entry.reply.fail(error(text, request_id=entry.submit.request_id))
+            entry.reply.fail(error(text, request_id=entry.submit.request_id, story=entry.story()))
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -66,6 +66,13 @@ class Reply:
         return self._done
 
     @property
+    def outcome(self) -> str | None:
+        """How it ended, one of `tensoryard.errors.OUTCOMES`; None while it runs."""
+        if not self._done:
+            return None
+        return "finished" if self._error is None else self._error.outcome
+
+    @property
     def ledger(self) -> CopyLedger:
         """What became of the request's bytes; grows until the reply is done."""
         return self._ledger

@@ -185,6 +185,7 @@ class Broker:
 
     def _end(self, identity: bytes, request_id: str, error: errors.TensoryardError) -> None:
         """End a request that the router has not seen."""
+        self.router.count(error.outcome)
         self._send(identity, translation.error_of(error, request_id))
 
     def _serve(self, identity: bytes, message: wire.ToCoordinator, body: wire.Frames, at: float) -> None:

@@ -212,6 +212,8 @@ class SendError(Effect, frozen=True):
     request_id: str
     code: str
     text: str
+    #: One of `errors.OUTCOMES`.
+    outcome: str = "rejected"
     retry_after_s: float = 0.0
     story: tuple[str, ...] = ()
 

@@ -40,10 +40,6 @@ from .story import Stories, write
 
 #: A request lost with this many workers is taken for their killer.
 MAX_ATTEMPTS = 3
-#: Outcomes that are counted under their code; other errors count as "failed".
-_COUNTED_CODES = {
-    cls.code for cls in (errors.RequestCancelled, errors.DeadlineExpired, errors.WorkerLost, errors.PoisonRequest)
-}
 
 
 class Router:
@@ -58,7 +54,7 @@ class Router:
         self.accepting = True
         #: Bytes of the bodies of live requests, which the coordinator keeps for a retry.
         self.kept_bytes = 0
-        #: Requests by outcome since the start.
+        #: Requests by outcome (`errors.OUTCOMES`) since the start.
         self.outcomes: dict[str, int] = {}
         self._stories = Stories()
         #: Live requests that have a deadline, by it.
@@ -144,7 +140,7 @@ class Router:
         return overload(event, model=model, client=client, kept_bytes=self.kept_bytes, limits=self.limits)
 
     def _refuse(self, event: ev.RequestArrived, error: errors.TensoryardError) -> None:
-        self._count("rejected")
+        self.count("rejected")
         self._effects.append(
             ev.SendError(
                 client=event.client,
@@ -391,15 +387,17 @@ class Router:
 
     def _finish_with_error(self, request: Request, code: str, text: str) -> None:
         self._tell(request, f"{code}: {text}")
+        outcome = errors.outcome_of(code)
         error = ev.SendError(
             client=request.client,
             request_id=request.request_id,
             code=code,
             text=text,
+            outcome=outcome,
             story=self.story(request.request_id),
         )
         self._effects.append(error)
-        self._end(request, code if code in _COUNTED_CODES else "failed")
+        self._end(request, outcome)
 
     def _end(self, request: Request, outcome: str) -> None:
         """The one place where a request leaves the books."""
@@ -414,7 +412,7 @@ class Router:
         self.kept_bytes -= request.body_bytes
         if not client.live:
             del self.clients[request.client]
-        self._count(outcome)
+        self.count(outcome)
         self._tell(request, outcome)
         self._stories.end(request.request_id)
         self._effects.append(ev.ForgetBody(request_id=request.request_id))
@@ -650,7 +648,8 @@ class Router:
     def _tell(self, request: Request, text: str) -> None:
         write(request.lines, self._at, text)
 
-    def _count(self, outcome: str) -> None:
+    def count(self, outcome: str) -> None:
+        """A request has ended so: one of `errors.OUTCOMES`."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
 
     def _notify(self, worker: str, deployment: str, what: str, text: str = "") -> None:

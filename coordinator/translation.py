@@ -120,13 +120,20 @@ def error_message(effect: ev.SendError) -> wire.Error:
         text=effect.text,
         retry_after_s=effect.retry_after_s,
         story=list(effect.story),
+        outcome=effect.outcome,
     )
 
 
 def error_of(error: TensoryardError, request_id: str) -> wire.Error:
     """ERROR for a request that got no further than its message."""
     retry_after_s = getattr(error, "retry_after_s", 0.0)
-    return wire.Error(request_id=request_id, code=error.code, text=error.text, retry_after_s=retry_after_s)
+    return wire.Error(
+        request_id=request_id,
+        code=error.code,
+        text=error.text,
+        retry_after_s=retry_after_s,
+        outcome=error.outcome,
+    )
 
 
 def notice(effect: ev.NotifyFleet) -> wire.WorkerNotice:

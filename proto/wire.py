@@ -251,6 +251,8 @@ class Error(Message, frozen=True, tag="ERROR"):
     text: str
     retry_after_s: Seconds = 0.0
     story: list[str] = []
+    #: How the coordinator counts it: one of `errors.OUTCOMES`.
+    outcome: Word = ""
 
 
 class Report(Message, frozen=True, tag="REPORT"):

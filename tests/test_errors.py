@@ -103,6 +103,34 @@ def test_retry_after_crosses_the_wire():
 
 
 @EVERY
+def test_each_class_has_an_outcome(cls):
+    """One of the words, and it crosses the wire where the coordinator says otherwise, and a pickle."""
+    assert cls.outcome in errors.OUTCOMES
+    assert cls.outcome != "finished"
+    assert errors.outcome_of(cls.code) in set(errors.OUTCOMES) - {"rejected"}
+    twin = errors.from_wire(cls.code, "x", outcome="failed")
+    assert (twin.outcome, pickle.loads(pickle.dumps(twin)).outcome) == ("failed", "failed")
+    for unknown in ("", "melted"):
+        assert errors.from_wire(cls.code, "x", outcome=unknown).outcome == cls.outcome
+
+
+def test_outcomes_are_told_apart():
+    """Who was never accepted, who gave up, whose time was over, and what was lost where."""
+    found = {cls.__name__: cls.outcome for cls in TREE if cls.outcome != "failed"}
+    rejected = ["InvalidRequest", "UnknownModel", "WrongTask", "UnsupportedArray", "MessageTooLarge", "ConfigError"]
+    rejected += ["Rejected", "Overloaded", "DuplicateRequest", "ShuttingDown", "NotConnected"]
+    assert found == {
+        **dict.fromkeys(rejected, "rejected"),
+        "RequestCancelled": "cancelled",
+        "DeadlineExpired": "expired",
+        "WorkerLost": "worker_lost",
+        "PoisonRequest": "poison_request",
+        "CoordinatorLost": "coordinator_lost",
+    }
+    assert errors.outcome_of("unknown_model") == errors.outcome_of("unheard_of") == "failed"
+
+
+@EVERY
 def test_str_names_the_request(cls):
     """The text comes with the request's id where there is one, and alone otherwise."""
     assert str(made(cls)) == "request r-1: the text"

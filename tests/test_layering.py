@@ -163,7 +163,7 @@ PURE = [
         for name in ("broker", "dispatcher", "admission", "actions", "translation", "reports", "roster", "waiting_room")
     ),
     "links/presence",
-    *(f"client/{name}" for name in ("conversation", "reading")),
+    *(f"client/{name}" for name in ("conversation", "reading", "gate", "retry", "wish")),
     *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "window", "fleet")),
 ]
 

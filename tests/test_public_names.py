@@ -19,10 +19,10 @@ PINNED = {
     "tensoryard": """
         AsyncClient AsyncReply AudioGenerationMetadata AudioGenerationOutput AudioGenerationRequest Client ClusterStatus
         CopyLedger Deployment EmbeddingsGenerationOutput EmbeddingsRequest GenerationOutput GenerationStatus
-        OutputImageContent Pipeline PipelineTask PixelGenerationRequest Reply RequestID Settings SharedMemoryArray
-        TensoryardError Yard __version__ connect connect_async errors local proto
+        OutputImageContent Pipeline PipelineTask PixelGenerationRequest Reply RequestID Retry Settings
+        SharedMemoryArray TensoryardError Yard __version__ connect connect_async errors local proto
     """,
-    "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply connect connect_async",
+    "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply Retry connect connect_async",
     "tensoryard.coordinator": "Connection Coordinator Router connections read_connection",
     "tensoryard.links": """
         Frames HubLink MemoryNetwork Opening PeerLink SeqpacketHub SeqpacketPeer Session ZmqHub ZmqPeer make_hub

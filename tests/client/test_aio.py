@@ -22,11 +22,12 @@ from tensoryard.proto import (
     GenerationStatus,
     PixelGenerationRequest,
     RequestID,
+    wire,
 )
 from tensoryard.proto.codec import decode_body
 from tensoryard.shm import Reader
 
-from ..scripted import CALM, DEADLINE_S, Serving, Worker, frames_of, fresh_address
+from ..scripted import CALM, DEADLINE_S, Hub, Serving, Worker, frames_of, fresh_address
 
 
 @pytest.fixture
@@ -438,6 +439,37 @@ def test_no_wakeup_is_lost_between_two_readers(run):
         await other.aclose()
 
     run(scenario)
+
+
+def test_refused_requests_are_tried_again_by_themselves():
+    """With a policy, also while nothing may be sent at all: the loop goes on meanwhile, and nobody waits for ever."""
+    refused = []
+
+    def script(hub, peer, message, _body):
+        if not isinstance(message, wire.Submit):
+            return False
+        if message.request_id not in refused:
+            refused.append(message.request_id)
+            hub.send(
+                wire.Error(request_id=message.request_id, code="overloaded", text="x", retry_after_s=0.05), to=peer
+            )
+        else:
+            output = EmbeddingsGenerationOutput(embeddings=np.ones((1, 3), np.float32))
+            hub.send(wire.Final(request_id=message.request_id, seq=0), *frames_of(output), to=peer)
+        return True
+
+    async def scenario():
+        with Hub(script=script) as hub:
+            async with await connect_async(hub.address, settings=CALM, retry=True) as client:
+                replies = await asyncio.gather(*(client.submit(text(2)) for _ in range(5)))
+                assert [value(await reply.result(DEADLINE_S)) for reply in replies] == [1.0] * 5
+                assert replies[0].outcome == "finished"
+                assert [value(output) async for output in client.map([text(1), text(2)], max_in_flight=1)] == [1.0] * 2
+                reply = await client.submit(text(3), retry=False)
+                with pytest.raises(errors.Overloaded):
+                    await reply.result(DEADLINE_S)
+
+    asyncio.run(scenario())
 
 
 def test_a_loop_that_is_closed_early_harms_nobody(serving, serve, eventually, caplog):

@@ -21,7 +21,7 @@ import pytest
 
 import tensoryard
 from tensoryard import errors
-from tensoryard.client import connect
+from tensoryard.client import Retry, connect
 from tensoryard.coordinator.connection import ConnectionFile
 from tensoryard.proto import (
     AudioGenerationOutput,
@@ -287,6 +287,70 @@ def test_a_client_keeps_to_its_bounds_by_itself(make_client):
         replies[0].result(DEADLINE_S)
         client.submit(request("x"))
         assert len(hub.wait(wire.Submit, 3)) == 3
+
+
+def refusing(times, *, retry_after_s=0.02):
+    """The script of a coordinator that sends requests away so often, and then answers."""
+    left = Counter()
+
+    def script(hub, peer, message, _body):
+        if not isinstance(message, wire.Submit):
+            return False
+        left[message.request_id] += 1
+        if left[message.request_id] <= times:
+            error = {"code": "overloaded", "text": "full", "retry_after_s": retry_after_s, "outcome": "rejected"}
+            hub.send(wire.Error(request_id=message.request_id, **error), to=peer)
+        else:
+            hub.send(wire.Final(request_id=message.request_id, seq=0), *frames_of(output(2.0)), to=peer)
+        return True
+
+    return script
+
+
+def test_refused_requests_are_tried_again_by_themselves(make_client):
+    """With a policy of the client's or of the request's; their memory is kept meanwhile, and given back after."""
+    with Hub(script=refusing(2)) as hub:
+        client = make_client(hub.address, retry=True)
+        replies = [client.submit(request(large())) for _ in range(3)]
+        assert [reply.result(DEADLINE_S).embeddings[0, 0] for reply in replies] == [2.0] * 3
+        assert [value.embeddings[0, 0] for value in client.map(request("x") for _ in range(20))] == [2.0] * 20
+        assert used(client) == 0
+        with pytest.raises(errors.Overloaded):
+            client.submit(request("x"), retry=False).result(DEADLINE_S)
+    with Hub(script=refusing(2)) as hub:
+        client = make_client(hub.address)
+        patient = client.submit(request("x"), retry=Retry(first_s=0.01))
+        assert patient.result(DEADLINE_S).embeddings[0, 0] == 2.0
+        with pytest.raises(errors.Overloaded):
+            client.submit(request("y")).result(DEADLINE_S)
+
+
+def test_a_policy_ends(make_client):
+    """A coordinator that is never free is given up, with the number of tries; closing ends a wait as well."""
+    with Hub(script=refusing(1000, retry_after_s=0.01)) as hub:
+        client = make_client(hub.address)
+        reply = client.submit(request("x"), retry=Retry(first_s=0.01, total_s=0.2))
+        with pytest.raises(errors.Overloaded, match=r"given up after \d+ tries"):
+            reply.result(DEADLINE_S)
+        hub.script = refusing(1000, retry_after_s=50.0)
+        sleeping = client.submit(request("x"), retry=True)
+        hub.wait(wire.Submit, 2)
+        until(lambda: client._connection._conversation.pending.sleeps(str(sleeping.request_id)), "it sleeps")
+        waiting = threading.Thread(target=lambda: waited.append(raised(client)), daemon=True)
+        waited = []
+        waiting.start()
+        client.close()
+        waiting.join(DEADLINE_S)
+        assert waited == [errors.NotConnected]
+        assert sleeping.outcome == "cancelled"
+
+
+def raised(client):
+    """What submitting raises."""
+    try:
+        client.submit(request("x"), retry=True)
+    except errors.TensoryardError as error:
+        return type(error)
 
 
 def test_large_arrays_go_by_handle(hub, client):

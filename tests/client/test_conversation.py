@@ -15,6 +15,7 @@ from tensoryard.client.conversation import Conversation
 from tensoryard.client.pending import Pending
 from tensoryard.client.reading import Reading
 from tensoryard.client.reply import Reply
+from tensoryard.client.retry import Retry
 from tensoryard.proto import RequestID, wire
 from tensoryard.proto.codec import encode_body
 
@@ -40,7 +41,10 @@ class Scene:
         self.faults = {}
         self.decoded = []
         self.ends = {}
-        self.conversation = Conversation(address="ipc://x", reconnect_s=15.0, post=self.post, decode=self.decode)
+        self.alarms = []
+        self.conversation = Conversation(
+            address="ipc://x", reconnect_s=15.0, post=self.post, decode=self.decode, wake=self.alarms.append
+        )
         if welcome:
             self.conversation.welcomed(WELCOME, self.at)
 
@@ -53,7 +57,7 @@ class Scene:
             raise self.faults[body[0]]
         return body[0]
 
-    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20):
+    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20, retry=None):
         tell = lambda key, parts: self.conversation.consumed(str(key), parts)
         cancel = lambda key: self.conversation.cancel(str(key))
         reading = Reading(parts=window, size_bytes=window_bytes)
@@ -64,6 +68,7 @@ class Scene:
             output_type=bytes,
             sent_at=self.at,
             deadline=self.at + deadline_s if deadline_s is not None else None,
+            retry=retry,
         )
         self.conversation.submit(entry, 0.0)
         return entry.reply
@@ -77,8 +82,17 @@ class Scene:
     def final(self, seq=0, body=b"last", request_id="r"):
         self.say(wire.Final(request_id=request_id, seq=seq), body)
 
-    def error(self, code, request_id="r"):
-        self.say(wire.Error(request_id=request_id, code=code, text="text"))
+    def error(self, code, request_id="r", **fields):
+        self.say(wire.Error(request_id=request_id, code=code, text="text", **fields))
+
+    def wait(self, seconds):
+        """Let time pass; whoever sleeps is woken when that is due."""
+        until = self.at + seconds
+        while self.conversation._sleepers.next_due() <= until:
+            self.at = max(self.at, self.conversation._sleepers.next_due())
+            assert self.alarms, "nobody would wake it"
+            self.conversation.due(self.at)
+        self.at = until
 
     def take(self):
         """What was posted since it was last asked: names, in order."""
@@ -323,6 +337,209 @@ def test_a_refusal_closes_the_gate_for_its_model(scene):
     assert "max_in_flight" in scene.conversation.overload("other", scene.at).text
 
 
+# -- tries ------------------------------------------------------------------------------------------------------------
+
+PATIENT = Retry(runs=3, first_s=1.0, longest_s=4.0, total_s=1000.0)
+
+
+def test_a_refused_request_comes_back_when_it_was_told(scene):
+    """Not before, with the same body; its memory is kept meanwhile, and its deadline runs on."""
+    reply = scene.submit(retry=PATIENT, deadline_s=100.0)
+    scene.error("overloaded", retry_after_s=5.0)
+    scene.take()
+    scene.wait(5.9)
+    assert scene.posted == []
+    scene.wait(0.1)
+    ((message, body),) = scene.posted
+    assert (message.request_id, message.deadline_s) == ("r", 94.0)
+    assert body == encode_body("body of r").frames
+    assert not reply.done
+    scene.final()
+    assert ending(reply) == [b"last"]
+    assert reply.outcome == "finished"
+
+
+def test_a_lost_request_is_run_so_often_and_no_more(scene):
+    """Three times in all, later and later; then its last error, with the story of all of them."""
+    reply = scene.submit(retry=PATIENT)
+    times = []
+    for _ in range(3):
+        scene.take()
+        scene.error("worker_lost", story=["+0.000s accepted"], outcome="worker_lost")
+        before = scene.at
+        if not reply.done:
+            scene.wait(20.0)
+            times.append(scene.alarms[-1] - before)
+    assert times == [1.0, 2.0]
+    assert scene.take() == []
+    assert ending(reply) is errors.WorkerLost
+    with pytest.raises(errors.WorkerLost, match=r"text \(given up after 3 tries\)") as raised:
+        reply.result()
+    assert raised.value.story == (
+        "+0.000s client: sent",
+        "+0.000s client: worker_lost: text; tried again in 1.00 s",
+        "+20.000s client: worker_lost: text; tried again in 2.00 s",
+        "+0.000s accepted",
+    )
+    assert reply.outcome == "worker_lost"
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [("invalid_request", "rejected"), ("pipeline_error", "failed"), ("expired", "expired"), ("cancelled", "cancelled")],
+)
+def test_what_would_not_go_better_is_not_tried_again(scene, code, outcome):
+    """Nor is anything, where the caller has no policy."""
+    replies = [scene.submit(retry=PATIENT), scene.submit("impatient")]
+    scene.error(code)
+    scene.error("worker_lost", "impatient")
+    scene.take()
+    scene.wait(1000.0)
+    assert scene.take() == []
+    assert [reply.outcome for reply in replies] == [outcome, "worker_lost"]
+
+
+def test_a_stream_that_is_tried_again_goes_on_where_it_was(scene):
+    """Parts that were delivered are not delivered twice."""
+    reply = scene.submit(retry=PATIENT)
+    scene.partial(0, b"a")
+    scene.partial(1, b"b")
+    scene.error("worker_lost")
+    scene.wait(1.0)
+    for seq, body in enumerate([b"a", b"b", b"c"]):
+        scene.partial(seq, body)
+    scene.final(3, b"d")
+    assert ending(reply) == [b"a", b"b", b"c", b"d"]
+
+
+def test_a_sleeping_request_is_cancelled_at_once(scene):
+    """Nobody else knows of it: it is not sent any more, and what wakes for it finds nothing."""
+    reply = scene.submit(retry=PATIENT)
+    scene.error("overloaded", retry_after_s=5.0)
+    scene.take()
+    reply.cancel()
+    assert ending(reply) is errors.RequestCancelled
+    scene.wait(100.0)
+    assert scene.take() == []
+
+
+def test_a_request_cancelled_as_it_wakes_is_cancelled_there_too(scene):
+    """The coordinator hears CANCEL after SUBMIT, whoever was faster here."""
+    reply = scene.submit(retry=PATIENT)
+    scene.error("overloaded", retry_after_s=5.0)
+    post, scene.conversation._post = scene.conversation._post, None
+    scene.take()
+
+    def cancel_meanwhile(message, body=()):
+        post(message, body)
+        scene.conversation._post = post
+        reply.cancel()
+
+    scene.conversation._post = cancel_meanwhile
+    scene.wait(6.0)
+    assert scene.take() == ["Submit", "Cancel", "Cancel"]
+    scene.error("cancelled")
+    assert reply.outcome == "cancelled"
+
+
+def test_a_cancelled_request_is_not_tried_again(scene):
+    """Whatever ends it."""
+    reply = scene.submit(retry=PATIENT)
+    reply.cancel()
+    scene.error("worker_lost")
+    assert ending(reply) is errors.WorkerLost
+
+
+def test_a_lost_coordinator_is_waited_for(scene):
+    """As long as the policy says: nothing is sent into the void, and the new one hears of it once."""
+    reply = scene.submit(retry=Retry(runs=10, first_s=1.0, longest_s=10.0, total_s=60.0))
+    given_up = scene.submit("short", retry=Retry(runs=10, first_s=1.0, longest_s=10.0, total_s=3.0))
+    scene.take()
+    for _ in range(5):
+        scene.conversation.beat(20.0, scene.at)
+        scene.wait(4.0)
+    assert scene.take() == []
+    assert given_up.outcome == "coordinator_lost"
+    scene.conversation.welcomed(msgspec.structs.replace(WELCOME, epoch="e2"), scene.at)
+    scene.wait(10.0)
+    scene.conversation.beat(0.0, scene.at)
+    assert scene.take() == ["Submit"]
+    scene.final()
+    assert ending(reply) == [b"last"]
+
+
+def test_an_answer_may_come_while_it_sleeps(scene):
+    """A coordinator that was frozen, not dead, goes on: its answer counts, and nothing is tried again."""
+    reply = scene.submit(retry=PATIENT)
+    scene.partial(0, b"a")
+    scene.conversation.beat(20.0, scene.at)
+    scene.partial(1, b"b")
+    scene.final(2, b"c")
+    assert ending(reply) == [b"a", b"b", b"c"]
+    scene.take()
+    scene.wait(100.0)
+    assert scene.take() == []
+
+
+def test_word_of_a_try_that_is_over_does_not_end_the_next(scene):
+    """The answer to our own CANCEL comes while it sleeps, or after it was sent again."""
+    scene.faults[b"lost"] = errors.SegmentGone("gone")
+    for when in ("asleep", "awake"):
+        reply = scene.submit(when, retry=PATIENT)
+        for _ in range(4):
+            scene.final(0, b"lost", when)
+            scene.conversation.pending.get(when).restarting = False
+        assert scene.conversation.pending.sleeps(when)
+        scene.conversation.pending.get(when).restarting = True
+        if when == "asleep":
+            scene.error("cancelled", when)
+            scene.wait(4.0)
+        else:
+            scene.wait(4.0)
+            scene.error("cancelled", when)
+        scene.final(0, b"found", when)
+        assert ending(reply) == [b"found"]
+
+
+def test_closing_ends_those_that_sleep(scene):
+    """As cancelled, like all others."""
+    reply = scene.submit(retry=PATIENT)
+    scene.error("overloaded", retry_after_s=5.0)
+    scene.conversation.close()
+    scene.conversation.ended()
+    assert reply.outcome == "cancelled"
+
+
+# -- outcomes and stories ---------------------------------------------------------------------------------------------
+
+
+def test_the_coordinator_says_how_it_ended(scene):
+    """Its word counts: an invalid request that was accepted has failed, one that was not is rejected."""
+    for name, told in [("a", "failed"), ("b", ""), ("c", "rejected")]:
+        reply = scene.submit(name)
+        assert reply.outcome is None
+        scene.error("invalid_request", name, outcome=told)
+        assert reply.outcome == (told or "rejected")
+
+
+def test_errors_made_here_have_a_story_too(scene):
+    """What this side saw: sent, lost, sent to another coordinator; bounded, whatever happens how often."""
+    scene.faults[b"lost"] = errors.SegmentGone("gone")
+    reply = scene.submit()
+    scene.at += 1.0
+    scene.final(0, b"lost")
+    for number in range(100):
+        scene.conversation.welcomed(msgspec.structs.replace(WELCOME, epoch=f"n{number}"), scene.at)
+    scene.conversation.beat(30.0, scene.at)
+    with pytest.raises(errors.CoordinatorLost) as raised:
+        reply.result()
+    story = raised.value.story
+    assert story[0] == "+0.000s client: sent"
+    assert story[1] == "+1.000s client: its result was lost, to be run again: gone"
+    assert story[-1] == "+1.000s client: the coordinator was replaced; sent to the new one"
+    assert len(story) <= 20
+
+
 # -- windows ----------------------------------------------------------------------------------------------------------
 
 
@@ -473,10 +690,10 @@ class HostileCoordinator(RuleBasedStateMachine):
         self.replies = []
         self.before = {}
 
-    @rule(request=requests)
-    def submit(self, request):
+    @rule(request=requests, retry=st.sampled_from([None, Retry(runs=2, first_s=1.0, longest_s=2.0, total_s=20.0)]))
+    def submit(self, request, retry):
         try:
-            self.replies.append(self.scene.submit(request))
+            self.replies.append(self.scene.submit(request, retry=retry))
         except errors.TensoryardError:
             assert self.scene.conversation.pending.get(request) or self.scene.conversation.refusal
 
@@ -490,7 +707,11 @@ class HostileCoordinator(RuleBasedStateMachine):
         act = self.scene.final if last else self.scene.partial
         act(seq, fault or b"%d" % seq, request)
 
-    @rule(request=requests, code=st.sampled_from(["cancelled", "overloaded", "expired", "unheard of"]))
+    @rule(seconds=st.sampled_from([0.5, 3.0, 30.0]))
+    def time_passes(self, seconds):
+        self.scene.wait(seconds)
+
+    @rule(request=requests, code=st.sampled_from(["cancelled", "overloaded", "worker_lost", "expired", "unheard of"]))
     def error(self, request, code):
         self.scene.error(code, request)
 
@@ -509,7 +730,7 @@ class HostileCoordinator(RuleBasedStateMachine):
 
     @rule(silent_s=st.sampled_from([0.0, 20.0]))
     def beat(self, silent_s):
-        self.scene.conversation.beat(silent_s)
+        self.scene.conversation.beat(silent_s, self.scene.at)
 
     @rule()
     def goodbye(self):
@@ -529,6 +750,12 @@ class HostileCoordinator(RuleBasedStateMachine):
     def what_is_under_way_is_what_has_not_ended(self):
         live = [reply for reply in self.replies if not reply.done]
         assert [entry.reply for entry in self.scene.conversation.pending.all()] == live
+
+    @invariant()
+    def whoever_sleeps_will_be_woken(self):
+        table = self.scene.conversation.pending
+        keys = {key for _, _, key in self.scene.conversation._sleepers._heap}
+        assert {entry.submit.request_id for entry in table.all() if entry.asleep} <= keys
 
     def teardown(self):
         self.scene.conversation.close()

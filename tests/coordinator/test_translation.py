@@ -74,8 +74,9 @@ def test_messages_say_what_the_effects_say():
         assert translation.word_to_worker(effect) == message
     request = ev.SendRequest(worker="w", deadline_s=1.5, **key, **WINDOW)
     assert translation.request_message(request) == wire.Dispatch(deadline_s=1.5, **key, **WINDOW)
-    error = ev.SendError(client="c", request_id="r", code="x", text="y", retry_after_s=0.5, story=("a", "b"))
-    told = wire.Error(request_id="r", code="x", text="y", retry_after_s=0.5, story=["a", "b"])
+    told = {"request_id": "r", "code": "x", "text": "y", "retry_after_s": 0.5, "outcome": "failed"}
+    error = ev.SendError(client="c", story=("a", "b"), **told)
+    told = wire.Error(story=["a", "b"], **told)
     assert translation.error_message(error) == told
     note = {"worker": "w", "deployment": "d", "what": "gone", "text": "t"}
     assert translation.notice(ev.NotifyFleet(**note)) == wire.WorkerNotice(**note)
@@ -99,5 +100,5 @@ def test_what_cannot_be_passed_on_becomes_an_error():
 def test_an_error_tells_when_to_try_again():
     """`retry_after_s` travels where an error has one."""
     told = translation.error_of(Overloaded("full", retry_after_s=2.0), "r")
-    assert told == wire.Error(request_id="r", code="overloaded", text="full", retry_after_s=2.0)
+    assert told == wire.Error(request_id="r", code="overloaded", text="full", retry_after_s=2.0, outcome="rejected")
     assert translation.error_of(DecodeError("x"), "r").retry_after_s == 0.0

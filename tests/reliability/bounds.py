@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tensoryard import logs
 from tensoryard.client import conversation as client_conversation
-from tensoryard.client import gate
+from tensoryard.client import gate, pending
 from tensoryard.coordinator import roster, story, waiting_room
 from tensoryard.proto import wire
 from tensoryard.settings import Settings
@@ -112,6 +112,22 @@ CLIENT = [
         seen="the error's text",
         holds=("client/conversation.py:Conversation.queries",),
         tests=("tests/client/test_conversation.py::test_questions_are_bounded",),
+    ),
+    Bound(
+        what="requests that sleep before they are tried again",
+        bound="those under way; of ended ones twice as many, and 64",
+        rule="they are swept",
+        seen="`error.story`",
+        holds=("client/retry.py:Sleepers._heap",),
+        tests=("tests/client/test_retry.py::test_those_that_ended_are_swept",),
+    ),
+    Bound(
+        what="the story of a request on this side",
+        bound=f"{pending._MAX_EVENTS} lines of {pending._MAX_CHARS} characters",
+        rule="the middle is forgotten",
+        seen="`error.story`",
+        holds=("client/pending.py:Pending.events",),
+        tests=("tests/client/test_conversation.py::test_errors_made_here_have_a_story_too",),
     ),
     Bound(
         what="models that were said to be full",
