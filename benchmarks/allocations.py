@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 PIPELINES = HERE / "contenders" / "ours_pipelines.py"
 REQUESTS, QUICK_REQUESTS = 5000, 500
-#: Before counting: caches fill, pools and tables reach their size.
+#: Before counting: caches fill, and what is kept of ended requests reaches its bound.
 WARM_UP = 2500
 
 
@@ -55,7 +55,7 @@ def compiled(folder: str) -> str:
     return library
 
 
-def measure(requests: int) -> dict[str, Any]:
+def measure(requests: int, warm_up: int = WARM_UP) -> dict[str, Any]:
     """Per request, by process; or the reason why nothing can be counted."""
     with tempfile.TemporaryDirectory(prefix="tya-") as folder:
         try:
@@ -65,7 +65,7 @@ def measure(requests: int) -> dict[str, Any]:
         # A process of its own, since the probe is loaded when Python starts; its children inherit it.
         path = os.pathsep.join([str(HERE / "allocation_probe"), *_path()])
         environment = {**os.environ, "PYTHONPATH": path, "TYBENCH_PROBE": f"{folder}:{library}"}
-        command = [sys.executable, "-m", f"{__package__}.allocations", "--count-in", folder]
+        command = [sys.executable, "-m", f"{__package__}.allocations", "--count-in", folder, "--warm-up", str(warm_up)]
         done = subprocess.run(
             [*command, "--requests", str(requests)], env=environment, stdout=subprocess.PIPE, check=True
         )
@@ -77,7 +77,7 @@ def _path() -> Sequence[str]:
     return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
-def count(folder: str, requests: int) -> dict[str, Any]:
+def count(folder: str, requests: int, warm_up: int) -> dict[str, Any]:
     """In a process that carries the probe: run the cluster, send, and see what its processes counted meanwhile."""
     import numpy as np
 
@@ -97,7 +97,7 @@ def count(folder: str, requests: int) -> dict[str, Any]:
                 for _ in range(count):
                     client.submit(ty.EmbeddingsRequest(model="works", input=message)).result()
 
-            send(WARM_UP)
+            send(warm_up)
             before = {name: read(folder, pid) for name, pid in pids.items()}
             send(requests)
             after = {name: read(folder, pid) for name, pid in pids.items()}
@@ -132,13 +132,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="requests before those that count")
     parser.add_argument("--count-in", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     requests = asked.requests or (QUICK_REQUESTS if asked.quick else REQUESTS)
     if asked.count_in:
-        print(json.dumps(count(asked.count_in, requests)))
+        print(json.dumps(count(asked.count_in, requests, asked.warm_up)))
         return
-    found = measure(requests)
+    found = measure(requests, asked.warm_up)
     print(as_text(found))
     if asked.json:
         asked.json.write_text(json.dumps({**found, "text": as_text(found)}))

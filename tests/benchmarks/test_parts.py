@@ -53,7 +53,7 @@ def test_an_idle_cluster_is_measured():
 @pytest.mark.process
 def test_allocations_are_counted_or_it_is_said_why_not():
     """Each process of the cluster takes blocks for a request, unless there is no compiler to count them with."""
-    found = allocations.measure(50)
+    found = allocations.measure(50, warm_up=10)
     if found["per_request"]:
         assert set(found["per_request"]) == {"client", "coordinator", "worker"}
         assert all(counted["blocks"] > 1 and counted["bytes"] > 1 for counted in found["per_request"].values())
