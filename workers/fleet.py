@@ -37,6 +37,8 @@ class Member:
     since: float
     #: What it told about a failed start.
     trouble: str = ""
+    #: While it started, no coordinator was heard: it may have had nobody to work for.
+    excused: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -152,6 +154,12 @@ class Fleet:
             squad.trouble = text
         return []
 
+    def coordinator_silent(self) -> list[Effect]:
+        """No coordinator is heard: that a worker ends before it could be announced says nothing of its pipeline."""
+        for member in self.members:
+            member.excused = member.excused or member.state is MemberState.STARTING
+        return []
+
     def worker_lost(self, name: str, text: str) -> list[Effect]:
         """The coordinator has lost a worker (hung, silent): whatever is left of it must go."""
         _, member = self._find(name)
@@ -167,9 +175,9 @@ class Fleet:
             return []
         del squad.members[name]
         effects: list[Effect] = []
-        if member.state is MemberState.STARTING:
+        if member.state is MemberState.STARTING and (member.trouble or not member.excused):
             effects = self._count_failure(squad, member.trouble or squad.trouble or text, at)
-        elif member.state is MemberState.READY:
+        elif member.state is not MemberState.DRAINING:
             self._count_death(squad, at - member.since, at)
         return [*effects, *self.tick(at)]
 

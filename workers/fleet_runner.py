@@ -150,8 +150,10 @@ class FleetRunner:
         """Something of ours was not understood."""
         log.error("the coordinator refused the fleet: %s", error)
 
-    def on_beat(self, _silent_s: float) -> wire.Heartbeat:
-        """Alive."""
+    def on_beat(self, silent_s: float) -> wire.Heartbeat:
+        """Alive; but is the coordinator?"""
+        if silent_s > self._settings.heartbeat_s:
+            self._inbox.put(self._fleet.coordinator_silent)
         return wire.Heartbeat()
 
     def on_failure(self, error: Exception) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tensoryard import errors
+from tensoryard.workers.fleet import MAX_START_FAILURES
 
 from .requests import is_right, samples_in
 from .world import Violation
@@ -86,6 +86,8 @@ class Asked:
 
     def _why_wrong(self):
         """Why it may not have ended like this; "" when it may."""
+        if self.site.plan.hostility and self.outcome != "finished":
+            return ""  # whatever was lost may have been the reason
         rule = getattr(self, f"_when_{self.outcome}", None)
         return "no request of the plan may" if rule is None else rule()
 
@@ -129,8 +131,8 @@ class Asked:
         return "" if self.site.shutting_down else "nobody shut the cluster down"
 
     def _when_worker_lost(self):
-        abandoned = not self.site.plan.fleet or self.site.shutting_down
-        return "" if abandoned or self.client.host != "h1" or self.site.results_lost >= 4 else "no worker was lost"
+        abandoned = not self.site.plan.fleet or self.site.shutting_down or self.site.unheard_fleet
+        return "" if abandoned or self.client.results_lost >= 4 else "no worker was lost"
 
     def _when_poison_request(self):
         if self.ask.kind in ("poison", "hang"):
@@ -147,13 +149,17 @@ class Asked:
     _when_not_connected = _when_coordinator_lost
 
     def _when_deployment_unhealthy(self):
-        return "" if any(serves.fails_to_start for serves in self.site.plan.serves) else "every worker starts"
+        fails = self.site.served(self.ask).fails_to_start + self.site.died_starting
+        return "" if fails >= MAX_START_FAILURES else "its workers start"
 
     def _when_pool_exhausted(self):
-        return ""
-
-    def _when_segment_gone(self):
-        return ""
+        if self.reply is not None and not self.ask.answer_in_place:
+            return "it needed no memory"
+        segments = (
+            self.site.plan.client_pool_segments if self.reply is None else self.site.served(self.ask).pool_segments
+        )
+        filled = self.site.faults.struck.get("fill pool")
+        return "" if filled or segments < 50 else "there was memory enough"
 
 
 class Ledger:
@@ -259,6 +265,3 @@ def _missing_workers(fleet):
         if ready != squad.deployment.replicas and not squad.unhealthy:
             left.append(f"{ready} of {squad.deployment.replicas} workers of {name} are ready")
     return left
-
-
-__all__ = ["Asked", "Ledger", "check_books", "errors", "leftovers"]

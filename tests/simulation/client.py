@@ -5,6 +5,8 @@ Callers ask what the plan says, keep answers for a while and look at them again,
 
 from __future__ import annotations
 
+import contextlib
+
 from tensoryard import errors
 from tensoryard.client.conversation import Conversation
 from tensoryard.client.pending import Pending
@@ -22,7 +24,7 @@ from .world import Violation
 #: How long a caller that is told to try again waits at least.
 _RETRY_S = 0.3
 #: How often `connect` looks whether a coordinator has answered.
-_CONNECT_S = 0.1
+_CONNECT_S = 0.3
 
 
 class _Reply(Reply):
@@ -58,6 +60,8 @@ class Client(Peer):
         self.conversation = Conversation(
             address="sim", reconnect_s=plan.settings.reconnect_s, post=self.post, decode=self._decode
         )
+        #: Results that were gone when they came.
+        self.results_lost = 0
         #: It leaves, or has left, of its own accord.
         self.closing = False
         self.join()
@@ -156,17 +160,20 @@ class Client(Peer):
 
     def ask_status(self):
         """A caller wants to know how the cluster is."""
-        if self.conversation.welcome is None:
-            return
         numbers = []
 
         def answered(_body):
             self.conversation.forget(numbers[0])
 
-        try:
-            numbers.append(self.conversation.ask(wire.AskStatus, answered, self.presence.silent_s))
-        except errors.TensoryardError:
-            return
+        if self.conversation.welcome is not None:
+            with contextlib.suppress(errors.NotConnected):
+                numbers.append(self.conversation.ask(wire.AskStatus, answered, self.presence.silent_s))
+
+    def shut_down(self):
+        """A caller wants the whole cluster to end; whether there was one to tell."""
+        if self.conversation.welcome is not None:
+            self.post(wire.Shutdown())
+        return self.conversation.welcome is not None
 
     def close(self):
         """The program closes it."""
@@ -195,4 +202,8 @@ class Client(Peer):
         return wire.Heartbeat()
 
     def _decode(self, body, type_):
-        return decode_body(body, type_, resolve=self.reader.claim)
+        try:
+            return decode_body(body, type_, resolve=self.reader.claim)
+        except (errors.StaleHandle, errors.SegmentGone):
+            self.results_lost += 1
+            raise

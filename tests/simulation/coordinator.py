@@ -11,6 +11,7 @@ from collections import deque
 from tensoryard.coordinator.actions import Forget, Send, Watch
 from tensoryard.coordinator.broker import Broker
 
+from .faults import is_named
 from .processes import NAMESPACE, Process
 from .world import Violation
 
@@ -40,6 +41,7 @@ class Coordinator(Process):
         self._unreachable = {}
         self._tick_at = math.inf
         self._reading = False
+        self._heard_fleet = not site.plan.fleet
         site.network.hub_came(self)
         self._turn()
 
@@ -82,6 +84,7 @@ class Coordinator(Process):
                 return False
             self.inbound.popleft()
             self.world.note("read", self.name, frames[0], identity)
+            self._heard_fleet = self._heard_fleet or is_named("DEPLOYMENTS", frames[0])
             self.broker.message(identity, frames, self.clock())
             self._act()
             self.site.tripwires.touch(frames[0], self, "after", identity)
@@ -101,6 +104,8 @@ class Coordinator(Process):
 
     def _act(self):
         """Do what the broker wants done."""
+        if not self._heard_fleet and self.broker._room is None:
+            self.site.unheard_fleet = True
         for action in self.broker.take_actions():
             match action:
                 case Send(peer, frames):
@@ -150,9 +155,9 @@ class Coordinator(Process):
         """A shutdown is complete."""
         self.broker.goodbye()
         self._act()
-        self.site.coordinator_left(self)
+        self.site.network.hub_left()
         self.kill("ended")
 
     def ended(self, *, killed):
         if killed:
-            self.site.coordinator_died(self)
+            self.site.network.hub_went()

@@ -12,22 +12,26 @@ import numpy as np
 from tensoryard.errors import PoolExhausted
 
 
+def is_named(name, envelope):
+    """Whether an envelope is a message of that name."""
+    return envelope[1 : 2 + len(name)] == bytes([0xA0 | len(name)]) + name.encode()
+
+
 class Tripwires:
     """Faults that wait for a message of a name to be read, before or after that."""
 
     def __init__(self):
-        #: [name as it begins an envelope, messages still to come, moment, act]
+        #: [name, messages still to come, moment, act]
         self._wires = []
 
     def set(self, name, nth, moment, act):
         """Call `act(reader, identity)` at the nth message; `identity` is its sender's, at the coordinator."""
-        packed = bytes([0xA0 | len(name)]) + name.encode()
-        self._wires.append([packed, nth, moment, act])
+        self._wires.append([name, nth, moment, act])
 
     def touch(self, envelope, reader, moment, identity=None):
         """A message is about to be read, or was."""
         for wire in self._wires:
-            if wire[2] == moment and envelope[1 : 1 + len(wire[0])] == wire[0]:
+            if wire[2] == moment and is_named(wire[0], envelope):
                 wire[1] -= 1
                 if wire[1] == 0:
                     wire[3](reader, identity)

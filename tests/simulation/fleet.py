@@ -13,7 +13,7 @@ from .processes import Peer
 from .worker import Worker
 
 #: How often delays and limits are looked at.
-_TICK_S = 0.5
+_TICK_S = 0.7
 #: How soon it is known that a worker has ended, at most, in seconds.
 _SEES_IN_S = 0.05
 #: How long whoever starts workers by hand takes, at most, in seconds.
@@ -74,7 +74,6 @@ class FleetProcess(Peer):
         super().ended(killed=killed)
         for worker in list(self.children.values()):
             worker.kill()
-        self.site.fleet_ended(self, killed=killed)
 
     # -- the session's callbacks --------------------------------------------------------------------------------------
 
@@ -95,18 +94,20 @@ class FleetProcess(Peer):
     def on_refused(self, error):
         raise AssertionError(f"the fleet was refused: {error}")
 
-    def on_beat(self, _silent_s):
+    def on_beat(self, silent_s):
+        if silent_s > self.site.plan.settings.heartbeat_s:
+            self._perform(self.fleet.coordinator_silent())
         return wire.Heartbeat()
 
 
 class ByHand:
     """Somebody who starts workers, and starts another for each that ends."""
 
-    def __init__(self, site):
+    def __init__(self, site, served):
         self._site = site
         self._started = 0
         self.stopped = False
-        for serves in site.plan.serves:
+        for serves in served:
             for _ in range(serves.deployment.replicas):
                 self._start(serves)
 

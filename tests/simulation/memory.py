@@ -30,7 +30,7 @@ _SCRIBBLE = 0xEE
 ATTACH_TIMEOUT_S = 10.0
 _NOTICE_S = 0.01
 #: How often a pool looks what has become free by itself.
-_HOUSEKEEP_S = 3.0
+_HOUSEKEEP_S = 4.0
 
 
 @contextlib.contextmanager

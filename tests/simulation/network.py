@@ -201,6 +201,13 @@ class Network:
             connection.connected = False
             connection.adjust()
 
+    def hub_left(self):
+        """The coordinator has ended of its own accord: what it sent still arrives."""
+        self.hub = None
+        for connection in self.connections.values():
+            connection.connected = False
+            connection.adjust()
+
     def peer_went(self, connection, *, killed):
         """A peer's process has ended: killed, some of what it sent never left it. Its last words still arrive."""
         under_way = len(connection.up)

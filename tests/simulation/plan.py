@@ -15,7 +15,7 @@ from tensoryard.settings import Settings
 EMBED = ty.PipelineTask.EMBEDDINGS_GENERATION
 SPEAK = ty.PipelineTask.AUDIO_GENERATION
 #: Asks come within so many seconds.
-LOAD_S = 6.0
+LOAD_S = 4.0
 #: Arrays from this size on go by handle.
 THRESHOLD_BYTES = 512
 #: What a pipeline can be told to do with a request; the rest of `KINDS` never gets that far.
@@ -136,13 +136,13 @@ def make_plan(seed, *, hostile=False):
 
 
 def _settings(rng, tight):
-    heartbeat_s = rng.choice((1.0, 2.0))
+    heartbeat_s = rng.choice((1.0, 2.0, 3.0))
     return Settings(
         heartbeat_s=heartbeat_s,
-        liveness_s=heartbeat_s * rng.choice((2.0, 3.0, 4.0)),
+        liveness_s=heartbeat_s * rng.choice((2.0, 3.0)),
         reconnect_s=rng.choice((4.0, 8.0, 20.0)),
         orphan_s=rng.choice((6.0, 20.0, 60.0)),
-        settle_s=rng.choice((1.0, 3.0)),
+        settle_s=rng.choice((2.0, 4.0)),
         claim_timeout_s=rng.choice((4.0, 10.0)),
         pool_idle_s=rng.choice((1.0, 30.0)),
         drain_s=rng.choice((3.0, 10.0)),
@@ -248,7 +248,7 @@ def _faults(rng, *, fleet):
 
 
 def _fault(rng, *, fleet):
-    for_s = rng.choice((0.05, 0.5, 2.0, 5.0, 9.0))
+    for_s = rng.choice((0.05, 0.5, 2.0, 4.0, 7.0))
     when = rng.random()
     if when < 0.35:
         trigger = (rng.choice(_MESSAGES), rng.randint(1, 12), rng.choice(("before", "after")))
@@ -257,5 +257,5 @@ def _fault(rng, *, fleet):
     if not fleet and "fleet" in what:
         what = "kill worker"
     if when < 0.6:
-        return Fault(what=what, pick=rng.random(), at_event=rng.randint(20, 1500), for_s=for_s)
-    return Fault(what=what, pick=rng.random(), at=rng.uniform(0.0, LOAD_S + 2.0), for_s=for_s)
+        return Fault(what=what, pick=rng.random(), at_event=rng.randint(20, 800), for_s=for_s)
+    return Fault(what=what, pick=rng.random(), at=rng.uniform(0.0, LOAD_S + 1.0), for_s=for_s)

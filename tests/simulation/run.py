@@ -51,7 +51,8 @@ class Site:
         #: A coordinator opened its doors before its fleet had spoken.
         self.unheard_fleet = False
         self.shutting_down = False
-        self.results_lost = 0
+        #: Workers that died before they were ready.
+        self.died_starting = 0
         self._lives = {}
         self._starts = {}
         #: By number of the ask: its RequestID, and its ask and number as they were.
@@ -63,14 +64,17 @@ class Site:
         self._start_coordinator()
         if self.plan.fleet:
             self._start_fleet()
-        else:
-            self._by_hand = ByHand(self)
+        self._by_hand = ByHand(self, () if self.plan.fleet else self.plan.serves)
         for number in range(self.plan.clients):
             self._start_client(number)
         for number, ask in enumerate(self.plan.asks):
             if ask is not None:
                 self.world.later(ask.at, self._ask, number, ask)
         self.faults.set(self.plan.faults)
+        for _ in range(3):
+            self.world.later(self.world.rng.uniform(0, LOAD_S), self._ask_status)
+        if self.plan.shutdown:
+            self.world.later(LOAD_S, self._shut_down)
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
@@ -79,12 +83,11 @@ class Site:
         return self._lives[name]
 
     def _start_coordinator(self):
-        if self.network.hub is None and not self.shutting_down:
+        if self.network.hub is None:
             Coordinator(self, self._life("coordinator"))
 
     def _start_fleet(self):
-        if not self.shutting_down:
-            self.fleet = FleetProcess(self, self._life("fleet"))
+        self.fleet = FleetProcess(self, self._life("fleet"))
 
     def _start_client(self, number):
         client = Client(self, number, self._life(f"client-{number}"))
@@ -119,25 +122,31 @@ class Site:
         if self.network.hub is not None:
             self.network.hub.process_ended(peer)
 
-    def coordinator_died(self, _coordinator):
-        """Its connections break."""
-        self.network.hub_went()
-
-    def coordinator_left(self, _coordinator):
-        """It said goodbye, which still arrives."""
-        self.network.hub_left()
-
-    def fleet_ended(self, fleet, *, killed):
-        """Its workers have gone with it."""
-
     def pipelines(self):
         """Every pipeline there was."""
         return [worker.pipeline for worker in self.workers if worker.pipeline is not None]
+
+    def served(self, ask):
+        """What an ask is for."""
+        return self.plan.serves[ask.deployment]
 
     def fails_to_start(self, serves):
         """Whether this start fails."""
         starts = self._starts[serves.deployment.name] = self._starts.get(serves.deployment.name, 0) + 1
         return starts <= serves.fails_to_start
+
+    def _ask_status(self):
+        client = self.world.rng.choice(self.clients)
+        if client.alive and not client.frozen:
+            client.ask_status()
+
+    def _shut_down(self):
+        for client in self.clients:
+            if client.alive and not client.frozen and not self.shutting_down:
+                self.shutting_down = client.shut_down()
+        if self.shutting_down:
+            self.world.note("shutdown")
+            self._by_hand.stopped = True
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
@@ -215,8 +224,8 @@ def _play(site, check_every):
 
     world.after_event = after_event
     site.start()
-    world.run(LOAD_S + 2.0)
-    world.run(LOAD_S + 15.0, lambda: site.faults.calm)
+    world.run(LOAD_S + 1.0)
+    world.run(LOAD_S + 10.0, lambda: site.faults.calm)
     site.faults.end()
     world.note("calm")
     check_books(site)

@@ -13,7 +13,7 @@ import msgspec
 MAX_LINES = 120
 _QUIET = {"HEARTBEAT"}
 #: Lines that belong to every story.
-_ALWAYS = {"fault", "killed", "ended", "frozen", "thawed", "leap", "calm", "lost"}
+_ALWAYS = {"fault", "killed", "ended", "frozen", "thawed", "leap", "calm", "lost", "shutdown"}
 
 
 def tell(result):

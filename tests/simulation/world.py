@@ -11,8 +11,11 @@ import itertools
 import random
 
 
-class Violation(AssertionError):
-    """Something that must not be; `request_id` names the request concerned, if there is one."""
+class Violation(BaseException):
+    """Something that must not be; `request_id` names the request concerned, if there is one.
+
+    No `Exception`: machines keep those of callers to themselves.
+    """
 
     def __init__(self, text, request_id=None):
         super().__init__(text)
@@ -42,14 +45,18 @@ class World:
         """Let time pass, at most until a time; True as soon as `done` says so."""
         queue = self._queue
         while queue and queue[0][0] <= until:
-            self.now, _, act, args = heapq.heappop(queue)
-            act(*args)
-            self.events += 1
-            self.after_event()
+            self._step(*heapq.heappop(queue))
             if done is not None and done():
                 return True
         self.now = max(self.now, until)
         return False
+
+    def _step(self, at, _number, act, args):
+        """One event. A function of its own, so that no frame keeps what an event was about."""
+        self.now = at
+        act(*args)
+        self.events += 1
+        self.after_event()
 
     def note(self, *what):
         """Remember something for the story."""

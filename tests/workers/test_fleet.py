@@ -259,6 +259,49 @@ def test_a_death_without_a_word_while_starting_is_a_failure_too():
     assert "the last: its process was killed by signal 9" in announced(effects)["m"]
 
 
+def test_workers_that_end_while_no_coordinator_is_heard_are_no_failed_starts():
+    """They had nobody to work for: they are replaced, later and later when they live short, and nothing is given up."""
+    fleet = Fleet()
+    names = launched(fleet.deploy([wanted(replicas=MAX_START_FAILURES + 1)], 0.0))
+    assert fleet.coordinator_silent() == []
+    effects = [effect for name in names for effect in fleet.worker_ended(name, "its process ended with code 4", 40.0)]
+    assert announced(effects) == {}
+    again = launched(effects)
+    assert len(again) == len(names)
+    for name in again[:-1]:
+        fleet.worker_ended(name, "heard a coordinator, and failed", 50.0)
+    [(_, unhealthy)] = fleet.expected().expected
+    assert "3 workers in a row failed to start" in unhealthy
+
+
+def test_a_start_that_fails_in_words_counts_even_then():
+    """A traceback that arrived says something of the pipeline, whoever was heard; and no loop runs without a pause."""
+    fleet = Fleet()
+    (name,) = launched(fleet.deploy([wanted()], 0.0))
+    for number in range(MAX_START_FAILURES):
+        fleet.coordinator_silent()
+        fleet.start_failed(name, f"Traceback {number}")
+        effects = [*fleet.worker_ended(name, "code 3", 100.0 * number), *fleet.tick(100.0 * number + 50.0)]
+        name = "".join(launched(effects))
+    assert announced(effects)["m"].endswith("Traceback 2")
+
+
+def test_ends_without_a_coordinator_are_no_tight_loop():
+    """What ends at once, again and again, is started again later and later."""
+    fleet = Fleet()
+    (name,) = launched(fleet.deploy([wanted()], 0.0))
+    at, pauses = 0.0, []
+    for _ in range(4):
+        fleet.coordinator_silent()
+        effects, ended = fleet.worker_ended(name, "code 3", at), at
+        while not launched(effects):
+            at += 0.25
+            effects = fleet.tick(at)
+        (name,) = launched(effects)
+        pauses.append(at - ended)
+    assert pauses == [0.0, 0.5, 1.0, 2.0]
+
+
 def test_workers_that_die_young_are_replaced_with_growing_delay():
     """The first at once, the next ones later and later, up to a bound; one long life, and all is well again."""
     fleet, [name] = started(1)
@@ -418,6 +461,10 @@ class AnyCourse(RuleBasedStateMachine):
                     assert self.stopping
                     assert not self.alive, "finished while workers run"
                     self.finished += 1
+
+    @rule()
+    def no_coordinator(self) -> None:
+        self.see(self.fleet.coordinator_silent())
 
     @rule(many=deployments)
     def deploy(self, many: list[ty.Deployment]) -> None:

@@ -262,6 +262,19 @@ def test_a_launch_that_raises_is_a_failed_start(hub, pretending, make_runner):
     assert pretending.launched == ["m-1", "m-2", "m-3"]
 
 
+def test_ends_while_no_coordinator_is_heard_give_nothing_up(hub, pretending, make_runner):
+    """Silence of more than a heartbeat, which the session tells with each beat, reaches the fleet."""
+    runner = make_runner(deployment_of("mod:create", replicas=3))
+    until(lambda: len(pretending.running) == 3, "three start")
+    runner.on_beat(CALM.heartbeat_s)
+    runner.on_beat(60.0)
+    until(lambda: all(member.excused for member in runner._fleet.members), "the fleet knows")
+    for name in list(pretending.running):
+        pretending.end(name)
+    until(lambda: len(pretending.launched) == 6, "they are replaced")
+    assert [entry.unhealthy for told in hub.of(wire.Deployments) for entry in told.deployments if entry.unhealthy] == []
+
+
 def test_a_coordinator_that_comes_anew_is_told_again(hub, coordinating, pretending, make_runner):
     """REJOIN and WELCOME: the list comes again, as it is now."""
     runner = make_runner(deployment_of("mod:create", replicas=2))
