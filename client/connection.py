@@ -39,7 +39,7 @@ def resolve_address(address: str | None) -> str:
 
 
 class Connection:
-    """Submits requests and settles their replies. All `on_…` methods run in the session's thread."""
+    """Submits requests and settles their replies. All `on_…` methods run in whichever thread serves the session."""
 
     def __init__(self, address: str | None, settings: Settings) -> None:
         self.settings = settings
@@ -131,7 +131,9 @@ class Connection:
             now = monotonic()
             window = Reading(parts=submit.window_parts, size_bytes=submit.window_bytes)
             entry = Pending(
-                reply=Reply(request.request_id, self.cancel, consumed=self._consumed, reading=window),
+                reply=Reply(
+                    request.request_id, self.cancel, consumed=self._consumed, reading=window, wait=self._session.wait
+                ),
                 submit=submit,
                 body=body,
                 output_type=task_types(task).output,
