@@ -43,7 +43,7 @@ def resolve_address(address: str | None) -> str:
 
 
 class Connection:
-    """Submits requests and settles their replies. All `on_…` methods run in the session's thread."""
+    """Submits requests and settles their replies. All `on_…` methods run in whichever thread serves the session."""
 
     def __init__(self, address: str | None, settings: Settings, retry: Retry | None = None) -> None:
         self.settings = settings
@@ -180,7 +180,13 @@ class Connection:
         window = Reading(parts=submit.window_parts, size_bytes=submit.window_bytes)
         now = monotonic()
         return Pending(
-            reply=Reply(wish.request.request_id, self.cancel, consumed=self._consumed, reading=window),
+            reply=Reply(
+                wish.request.request_id,
+                self.cancel,
+                consumed=self._consumed,
+                reading=window,
+                wait=self._session.wait,
+            ),
             submit=submit,
             body=body,
             output_type=task_types(wish.task).output,

@@ -1,7 +1,7 @@
 """A reply: what a caller holds while a request runs.
 
-`conversation.py` fills it from the session's thread, any thread may wait for it; `reading.py` keeps count of what was
-read.
+`conversation.py` fills it from whichever thread serves the session, any thread may wait for it; `reading.py` keeps
+count of what was read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from .ledger import CopyLedger
 from .reading import Reading
 
 log = logger(__name__)
+
+
+#: Waits on a condition until something is so, for so many seconds at most: `Session.wait`.
+Wait = Callable[[threading.Condition, Callable[[], bool], float | None], bool]
+
+
+def _wait_idly(condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None) -> bool:
+    with condition:
+        return condition.wait_for(done, timeout_s)
 
 
 def _nobody(_request_id: RequestID, _parts: int) -> None:
@@ -44,12 +53,17 @@ class Reply:
         *,
         consumed: Callable[[RequestID, int], None] = _nobody,
         reading: Reading | None = None,
+        wait: Wait = _wait_idly,
     ) -> None:
-        """`consumed` is told, from any thread, how many outputs of a running stream have been read."""
+        """`consumed` is told, from any thread, how many outputs of a running stream have been read.
+
+        `wait` may do something useful meanwhile, such as having the answer come.
+        """
         self.request_id = request_id
         self._cancel = cancel
         self._consumed = consumed
         self._reading = reading or Reading()
+        self._wait = wait
         self._changed = threading.Condition()
         #: Those from `_reading.dropped` on.
         self._outputs: list[Any] = []
@@ -89,9 +103,9 @@ class Reply:
         Raises InvalidRequest when parts of it were read by iteration and let go of.
         """
         self.collect()
+        if not self._wait(self._changed, lambda: self._done, timeout_s):
+            raise ReplyTimeout(f"no answer within {timeout_s} s; it still runs", request_id=str(self.request_id))
         with self._changed:
-            if not self._changed.wait_for(lambda: self._done, timeout_s):
-                raise ReplyTimeout(f"no answer within {timeout_s} s; it still runs", request_id=str(self.request_id))
             if self._error is not None:
                 raise _fresh(self._error)
             self._require_kept(0)
@@ -101,9 +115,7 @@ class Reply:
         """Each output when it comes, the last one included."""
         position = 0
         while True:
-            with self._changed:
-                while self._reading.came <= position and not self._done:
-                    self._changed.wait()
+            self._wait(self._changed, lambda: self._reading.came > position or self._done, None)  # noqa: B023
             outputs, done = self.outputs_from(position, 1)
             position += len(outputs)
             yield from outputs
@@ -153,7 +165,7 @@ class Reply:
             self._cancel(self.request_id)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
-        """Call `listener` at each output and at the end, from the session's thread; at once if done already.
+        """Call `listener` at each output and at the end, in the thread that serves the session; at once if done.
 
         It must not wait for anything; what it raises is logged.
         """
@@ -163,7 +175,7 @@ class Reply:
         if done:
             listener()
 
-    # -- for the session's thread -------------------------------------------------------------------------------------
+    # -- for whoever serves the session --------------------------------------------------------------------------------
 
     @property
     def consumed(self) -> int:

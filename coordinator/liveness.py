@@ -9,16 +9,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import zmq
-
-from ..links import pid_namespace
+from ..links import Poller, pid_namespace
 from .actions import Watch
 
 
 class ProcessWatch:
     """The processes of those peers that can be seen from here; `poller` wakes when one has ended."""
 
-    def __init__(self, poller: zmq.Poller, host: str) -> None:
+    def __init__(self, poller: Poller, host: str) -> None:
         self._poller = poller
         self._host = host
         self._by_peer: dict[bytes, int] = {}
@@ -33,7 +31,7 @@ class ProcessWatch:
         if pidfd is not None:
             self._by_peer[wish.peer] = pidfd
             self._by_pidfd[pidfd] = wish.peer
-            self._poller.register(pidfd, zmq.POLLIN)
+            self._poller.register(pidfd)
 
     def forget(self, peer: bytes) -> None:
         """Watch it no longer; harmless when it was not watched."""

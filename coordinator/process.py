@@ -6,16 +6,13 @@ It takes messages from its link, lets `broker.py` decide, and does what it says;
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import secrets
 import threading
 import time
 from collections.abc import Sequence
 
-import zmq
-
-from ..links import HubLink, make_hub
+from ..links import HubLink, Poller, make_hub
 from ..logs import logger
 from ..settings import Settings
 from ..shm import host_name
@@ -83,10 +80,7 @@ class Coordinator:
             at=time.monotonic(),
             expects_fleet=expects_fleet,
         )
-        self._poller = zmq.Poller()
-        for pollable in self._hub.pollables:
-            self._poller.register(pollable, zmq.POLLIN)
-        self._poller.register(self._stop_fd, zmq.POLLIN)
+        self._poller = Poller((*self._hub.pollables, self._stop_fd))
         self._processes = ProcessWatch(self._poller, self.broker.host)
         #: Peers to which something could not be sent; a dict for its order.
         self._unreachable: dict[bytes, None] = {}
@@ -119,7 +113,7 @@ class Coordinator:
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        ready = dict(self._poller.poll(self._sleep_ms()))
+        ready = self._poller.poll(self._sleep_s())
         died = self._processes.ended(ready)  # now: what messages bring about may give these numbers to others
         drained = self._take_messages()
         if died or self._unreachable:
@@ -131,10 +125,8 @@ class Coordinator:
         self.broker.tick(time.monotonic())
         self._act()
 
-    def _sleep_ms(self) -> int:
-        if self._unreachable:
-            return 0
-        return math.ceil(max(self.broker.next_tick() - time.monotonic(), 0) * 1000)
+    def _sleep_s(self) -> float:
+        return 0.0 if self._unreachable else max(self.broker.next_tick() - time.monotonic(), 0.0)
 
     def _take_messages(self) -> bool:
         """Serve some messages; True when none is left."""
@@ -177,6 +169,7 @@ class Coordinator:
     def _close(self) -> None:
         """Let go of everything; the name last, when its socket is free for the next coordinator."""
         self._processes.close()
+        self._poller.close()
         self._hub.close()
         self._connection.close()
         self._close_stop_fd()

@@ -8,6 +8,7 @@ from .base import Frames, HubLink, Opening, PeerLink
 from .choice import make_hub, make_peer
 from .memory import MemoryNetwork
 from .pid_namespace import pid_namespace
+from .poller import Poller
 from .seqpacket_hub import SeqpacketHub
 from .seqpacket_peer import SeqpacketPeer
 from .session import Session
@@ -19,6 +20,7 @@ __all__ = [
     "MemoryNetwork",
     "Opening",
     "PeerLink",
+    "Poller",
     "SeqpacketHub",
     "SeqpacketPeer",
     "Session",

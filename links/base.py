@@ -1,7 +1,7 @@
 """What a link is: a peer's end, and the hub's end that many peers share.
 
 Implementations live beside this file and pass one conformance suite; `choice.py` picks one by its address. A link is
-made, used and closed in one thread.
+made, used and closed in one thread; one with `any_thread` in one thread at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class PeerLink(Protocol):
 
     @property
     def any_thread(self) -> bool:
-        """Whether `send` may be called from any thread; else from the link's own alone."""
+        """Whether `send` may be called from any thread, and the rest from one at a time; else all from one thread."""
 
     @property
     def pollables(self) -> Sequence[Any]:
-        """What a `zmq.Poller` can wait on for input."""
+        """What a `Poller` can wait on for input."""
 
     @property
     def connected(self) -> bool:
@@ -45,6 +45,9 @@ class PeerLink(Protocol):
     def receive(self) -> Frames | None:
         """The next message, or None when none has come yet."""
 
+    def begin_anew(self) -> None:
+        """Leave the hub without a word and find it again, where the hub can see that: what was received is in doubt."""
+
     def close(self) -> None:
         """Send what is queued for at most a moment, then let go. Again is harmless; what is sent later is dropped."""
 
@@ -58,7 +61,7 @@ class HubLink(Protocol):
 
     @property
     def pollables(self) -> Sequence[Any]:
-        """What a `zmq.Poller` can wait on for input; few, however many peers there are."""
+        """What a `Poller` can wait on for input; few, however many peers there are."""
 
     def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
         """Send to a peer without waiting; False when it is gone, or too far behind to take more."""

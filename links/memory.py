@@ -171,6 +171,9 @@ class MemoryPeer:
         """A parcel is delivered."""
         self._inbox.append(parcel)
 
+    def begin_anew(self) -> None:
+        """Nothing: it is used by one thread."""
+
     def close(self) -> None:
         """Go; what was sent stays on its way. Again is harmless."""
         self._closed = True

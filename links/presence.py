@@ -22,7 +22,7 @@ _LOST_BEAT_FACTOR = 5
 
 
 class Callbacks(Protocol):
-    """What a session tells its owner, in the session's thread. None of these may wait for anything."""
+    """What a session tells its owner, in the thread that serves it. None of these may wait for anything."""
 
     def on_welcome(self, welcome: wire.Welcome) -> None:
         """The coordinator knows us: for the first time, again, or a new one."""

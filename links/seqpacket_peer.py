@@ -200,6 +200,11 @@ class SeqpacketPeer:
                 self._epoll.unregister(channel.sock)
                 channel.sock.close()
 
+    def begin_anew(self) -> None:
+        """End this connection and make another, which the hub takes for a new beginning."""
+        self._let_go()
+        self._next_try = -math.inf
+
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""A peer's session with the coordinator: one thread around `presence.py`, which knows what to say and when.
+"""A peer's session with the coordinator: threads around `presence.py`, which knows what to say and when.
 
-Clients, workers and the fleet each own one and get its callbacks, all in its thread; `base.py` is what it talks
-through.
+Clients, workers and the fleet each own one and get its callbacks, one at a time: in its own thread, or in that of a
+caller who waits for one (`helm.py`). `base.py` is what it talks through.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import zmq
-
 from ..errors import ConfigError
 from ..proto import wire
 from ..settings import Settings
@@ -24,7 +22,9 @@ from ..shm import host_name
 from ..version import __version__
 from .base import Frames, PeerLink
 from .choice import make_peer
+from .helm import Helm
 from .pid_namespace import pid_namespace
+from .poller import Poller
 from .presence import Callbacks, Presence
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,15 @@ class Session:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._wake_lock = threading.RLock()
         self._closing = False
+        self._helm = Helm(self._wake)
+        #: What it waits with, while callers may steer.
+        self._poller: Poller | None = None
+        #: What a caller who steered has met, for the thread to act on: an error of ours; a message that a signal's
+        #: handler broke off, so that nobody knows what became of it.
+        self._failure: Exception | None = None
+        self._broken_off = False
+        #: Nothing has been taken from the link since the last wait.
+        self._idle = True
         hello = wire.Hello(
             version=wire.WIRE_VERSION,
             role=role,
@@ -97,13 +106,35 @@ class Session:
                     return
         link.send(frames)
 
+    def wait(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until `done()`, which callbacks bring about and `condition` announces; returns it.
+
+        The session is served by this thread meanwhile, unless another does. Not to be called holding a lock that
+        callbacks take, nor, for long, from a callback.
+        """
+        give_up = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        if done():
+            return True
+        served = self._poller is not None and self._helm.steer(lambda: self._serve_until(done, give_up))
+        if served and (done() or time.monotonic() >= give_up):
+            return done()
+        left_s = None if timeout_s is None else max(give_up - time.monotonic(), 0.0)
+        with self._helm.following(), condition:
+            return condition.wait_for(done, left_s)
+
+    def nudge(self) -> None:
+        """What a caller waits for may have come about elsewhere: have it look, if it is one that serves the session."""
+        if not self._helm.mine:
+            self._wake()
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, end the thread. Again is harmless."""
         self._closing = True
         self._wake()
+        self._helm.call()
         if self._thread.ident is None:
             self._close_wake_fd()
-        elif self._thread is not threading.current_thread():
+        elif self._thread is not threading.current_thread() and not self._helm.mine:
             self._thread.join(timeout_s)
 
     def _wake(self) -> None:
@@ -123,13 +154,11 @@ class Session:
         link: PeerLink | None = None
         try:
             link = make_peer(self.address, opening=lambda: self._presence.opening(time.monotonic()))
-            poller = self._poller(link)
-            self._share(link)
+            poller = Poller((*link.pollables, self._wake_fd, *self._watch))
+            self._share(link, poller)
             while not self._closing:
-                self._turn(link, poller)
-            self._open_link = None
-            self._flush(link)
-            link.send([wire.encode(wire.Disconnect())])
+                self._helm.keep(lambda: self._turn(link, poller))
+            self._helm.settle(lambda: self._leave(link))
         except ConfigError as error:
             log.error("the session of %s %s cannot begin: %s", self._role, self._name, error)  # noqa: TRY400 - no bug
             self._callbacks.on_failure(error)
@@ -137,41 +166,75 @@ class Session:
             log.exception("the session of %s %s failed", self._role, self._name)
             self._callbacks.on_failure(error)
         finally:
-            self._open_link = None
+            self._poller = self._open_link = None
             if link is not None:
                 link.close()
             self._close_wake_fd()
 
-    def _share(self, link: PeerLink) -> None:
-        """Let other threads send for themselves, after what they have left to us."""
+    def _share(self, link: PeerLink, poller: Poller) -> None:
+        """Let other threads send for themselves, after what they have left to us, and serve the session."""
         if link.any_thread:
             with self._wake_lock:
                 self._flush(link)
-                self._open_link = link
+                self._open_link, self._poller = link, poller
 
-    def _poller(self, link: PeerLink) -> zmq.Poller:
-        poller = zmq.Poller()
-        for pollable in (*link.pollables, self._wake_fd, *self._watch):
-            poller.register(pollable, zmq.POLLIN)
-        return poller
-
-    def _turn(self, link: PeerLink, poller: zmq.Poller) -> None:
-        due = min(self._presence.next_beat, link.next_try())
-        ready = dict(poller.poll(math.ceil(max(due - time.monotonic(), 0) * 1000)))
+    def _turn(self, link: PeerLink, poller: Poller, until: float = math.inf) -> None:
+        """Wait for something, until that time at most, and serve it; a caller who asks for the helm cuts it short."""
+        if self._closing:
+            return
+        self._settle_the_last(link)
+        due = min(self._presence.next_beat, link.next_try(), until)
+        self._idle = True
+        ready = poller.poll(max(due - time.monotonic(), 0.0))
+        self._idle = False
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
         for fd, call in self._watch.items():
             if fd in ready:
                 call()
+        self._receive(link)
+        self._flush(link)
+        now = time.monotonic()
+        if now >= self._presence.next_beat:
+            self._presence.beat(link if link.connected else None, now)
+
+    def _settle_the_last(self, link: PeerLink) -> None:
+        """What became of a caller's turn, if it did not end well."""
+        if self._failure is not None:
+            raise self._failure
+        if self._broken_off:
+            self._broken_off = False
+            link.begin_anew()
+
+    def _receive(self, link: PeerLink) -> None:
         for _ in range(_MESSAGES_PER_TURN):
             frames = link.receive()
             if frames is None:
                 break
             self._presence.receive(link, frames, time.monotonic())
+            if self._helm.asked:
+                break
+
+    def _serve_until(self, done: Callable[[], bool], give_up: float) -> None:
+        """A caller's turns."""
+        link, poller = self._open_link, self._poller
+        try:
+            while link is not None and poller is not None and not (done() or self._closing):
+                self._turn(link, poller, give_up)
+                if time.monotonic() >= give_up:
+                    break
+        except Exception as error:
+            self._failure = error
+            self._helm.call()
+        except BaseException:
+            # A message may be half received, or half understood: the conversation has to begin anew.
+            self._broken_off = not self._idle
+            raise
+
+    def _leave(self, link: PeerLink) -> None:
+        self._poller = self._open_link = None
         self._flush(link)
-        now = time.monotonic()
-        if now >= self._presence.next_beat:
-            self._presence.beat(link if link.connected else None, now)
+        link.send([wire.encode(wire.Disconnect())])
 
     def _flush(self, link: PeerLink) -> None:
         """Send what is queued now; what is posted meanwhile wakes the next turn."""

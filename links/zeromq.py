@@ -93,6 +93,9 @@ class ZmqPeer:
         """The next message, or None."""
         return _receive(self._socket)
 
+    def begin_anew(self) -> None:
+        """Nothing: only one thread uses this end, and nobody breaks that off."""
+
     def close(self) -> None:
         """Deliver for at most half a second, then let go; again is harmless."""
         _end(self._socket, self._context)

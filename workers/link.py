@@ -63,6 +63,7 @@ class WorkerLink:
             settings=settings,
             watch={self._drain_fd: self._ask_to_leave, **life},
         )
+        inbox.wait_by(self._session.wait, self._session.nudge)
         self._intake = Intake(inbox=inbox, pool=pool, settings=settings, reject=self._reject)
         self._conversation = Conversation(
             name=name,

@@ -530,3 +530,110 @@ def test_the_log_is_quiet_when_all_is_well(hub, owner, make_session, caplog):
         session.close()
     assert not [record for record in caplog.records if record.name.startswith("tensoryard")]
     assert math.isfinite(session.silent_s)
+
+
+# -- callers that wait ------------------------------------------------------------------------------------------------
+
+
+def _arrived(owner):
+    return lambda: (wire.Drain(), []) in owner.told
+
+
+def test_who_waits_sees_what_arrives(hub, owner, make_session):
+    """A caller waits for what a callback brings about, on either kind of link, again and again."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+    for _ in range(20):
+        owner.told.clear()
+        hub.send(wire.Drain())
+        assert session.wait(owner._changed, _arrived(owner), DEADLINE_S)
+
+
+def test_a_wait_ends_in_time(hub, owner, make_session):
+    """False after the time that was given; True at once for what is so already, whoever serves."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+    assert not session.wait(owner._changed, lambda: False, 0.02)
+    assert session.wait(owner._changed, lambda: True, 0.0)
+
+
+def test_many_who_wait_are_all_served(hub, owner, make_session):
+    """32 threads, each waiting for a message of its own."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+    served = []
+
+    def wait(number):
+        mine = (wire.CancelWork(request_id=f"{number}", attempt=1), [])
+        served.append(session.wait(owner._changed, lambda: mine in owner.told, DEADLINE_S))
+
+    threads = [threading.Thread(target=wait, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for number in range(32):
+        hub.send(wire.CancelWork(request_id=f"{number}", attempt=1))
+    for thread in threads:
+        thread.join(DEADLINE_S)
+    assert served == [True] * 32
+
+
+def test_beats_go_on_while_a_caller_waits(hub, owner, make_session):
+    """Whoever serves the session sends its heartbeats."""
+    session = make_session(hub.address, Settings(heartbeat_s=0.02, liveness_s=60.0))
+    owner.until(lambda: owner.told, "the welcome")
+    assert session.wait(owner._changed, lambda: len(owner.silences) > 10, DEADLINE_S)
+
+
+def test_close_ends_the_service_of_a_caller(hub, owner, make_session):
+    """A session that is closed while a caller serves it ends all the same; the caller learns from its condition."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+    over = threading.Event()
+    waiting = threading.Thread(target=session.wait, args=(owner._changed, over.is_set))
+    waiting.start()
+    session.close()
+    hub.wait(wire.Disconnect)
+    over.set()
+    with owner._changed:
+        owner._changed.notify_all()
+    waiting.join(DEADLINE_S)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("scheme", ["unix"], indirect=True)
+def test_a_callers_broken_off_turn_begins_the_conversation_anew(hub, owner, make_session):
+    """An interrupt in the midst of a message reaches the caller, and the coordinator is asked to tell all again."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+    main, interrupted = threading.get_ident(), []
+
+    def interrupt(_message):
+        if threading.get_ident() == main and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+    owner.react = interrupt
+    while not interrupted:  # on a busy machine the session's own thread may get it
+        owner.told.clear()
+        hub.send(wire.Drain())
+        try:
+            session.wait(owner._changed, _arrived(owner), DEADLINE_S)
+        except KeyboardInterrupt:
+            break
+    owner.until(lambda: owner.of(wire.Welcome), "the second welcome")
+    assert len(hub.of(wire.Hello)) == 2
+
+
+@pytest.mark.parametrize("scheme", ["unix"], indirect=True)
+def test_a_bug_met_in_a_callers_turn_ends_the_session(hub, owner, make_session):
+    """The owner is told by the session's thread; the caller who happened to serve is not to blame."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+
+    def fail(_message):
+        raise ZeroDivisionError
+
+    owner.react = fail
+    hub.send(wire.Drain())
+    assert session.wait(owner._changed, lambda: owner.failure is not None, DEADLINE_S)
+    assert isinstance(owner.failure, ZeroDivisionError)

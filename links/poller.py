@@ -1,0 +1,60 @@
+"""Waiting for input of any kind: by the kernel's epoll, or by ZeroMQ's poller where one of its sockets is among it.
+
+Sessions and the coordinator wait here. ZeroMQ's poller takes several times as long for the same answer, since it asks
+its own sockets as well, and looks at every descriptor each time.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+
+
+class Poller:
+    """Waits on `pollables`: descriptors, what has a `fileno`, and ZeroMQ's sockets. Not thread-safe."""
+
+    def __init__(self, pollables: Iterable[Any]) -> None:
+        wanted = list(pollables)
+        self._epoll: select.epoll | None = None
+        self._zmq = zmq.Poller()
+        self._waited = 0
+        if not any(isinstance(pollable, zmq.Socket) for pollable in wanted):
+            self._epoll = select.epoll()
+        for pollable in wanted:
+            self.register(pollable)
+
+    def register(self, pollable: Any) -> None:
+        """Wait on this too."""
+        self._waited += 1
+        if self._epoll is not None:
+            self._epoll.register(pollable, select.EPOLLIN)
+        else:
+            self._zmq.register(pollable, zmq.POLLIN)
+
+    def unregister(self, pollable: Any) -> None:
+        """Wait on it no longer; it is still open."""
+        self._waited -= 1
+        if self._epoll is not None:
+            self._epoll.unregister(pollable)
+        else:
+            self._zmq.unregister(pollable)
+
+    def poll(self, timeout_s: float) -> dict[Any, int]:
+        """What has input, after at most so many seconds; descriptors by number. Ends early for nothing, at times."""
+        if self._epoll is not None:
+            return dict(self._epoll.poll(timeout_s))
+        # Rounded up: to be woken too early means to ask again and again.
+        return dict(self._zmq.poll(math.ceil(timeout_s * 1000)))
+
+    def __len__(self) -> int:
+        """On how many it waits."""
+        return self._waited
+
+    def close(self) -> None:
+        """Wait on nothing any more. Again is harmless."""
+        if self._epoll is not None:
+            self._epoll.close()
