@@ -132,20 +132,21 @@ class TappedConnection(Connection):
     def __init__(self, address: str, settings: Settings, on_again: Callable[[str, str], None]) -> None:
         super().__init__(address, settings)
         self._on_again = on_again
-        #: The replies under way, by RequestID; kept by the sender.
-        self.replies: dict[str, Reply] = {}
         #: Requests whose terminal answer came, and reached the caller.
         self._answered: OrderedDict[str, None] = OrderedDict()
 
     def on_message(self, message: Any, body: Frames) -> None:
-        """As every connection does; and note what ends requests."""
+        """As every connection does; and note what ends requests.
+
+        One whose answer's memory was lost is still under way after it, and will be answered again.
+        """
         ends = isinstance(message, wire.Final | wire.Error)
         if ends and message.request_id in self._answered:
             what = message.code if isinstance(message, wire.Error) else f"part {message.seq}"
             self._on_again(message.request_id, f"the second was {what}")
+        was_under_way = ends and self._pending.get(message.request_id) is not None
         super().on_message(message, body)
-        reply = self.replies.get(message.request_id) if ends else None
-        if reply is not None and reply.done:  # not so when the answer's memory was lost, and it is asked for again
+        if was_under_way and self._pending.get(message.request_id) is None:
             self._answered[message.request_id] = None
             if len(self._answered) > MAX_REMEMBERED:
                 self._answered.popitem(last=False)
@@ -219,7 +220,6 @@ class Load:
             self._tell(Ended(number, error.code, _short(error.text)))
             time.sleep(REFUSED_PAUSE_S)
             return
-        self._connection.replies[str(request_id)] = reply
         self._under_way[number] = (job, reply, time.monotonic())
         reply.add_listener(lambda: self._done.put(number) if reply.done else None)
         if manner == "cancel":
@@ -248,7 +248,6 @@ class Load:
         job, reply, _ = self._under_way.pop(number, (None, None, 0.0))
         if job is not None and reply is not None:
             self._tell(self._ended(number, job, reply))
-            self._connection.replies.pop(str(reply.request_id), None)
 
     def _ended(self, number: int, job: Job, reply: Reply) -> Ended:
         request_id = str(reply.request_id)
