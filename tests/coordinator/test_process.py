@@ -268,7 +268,7 @@ def test_the_welcome_states_the_limits(make_peer):
         1 << 20,
         1 << 21,
         12,
-        ["windows"],
+        wire.FEATURES,
     ]
 
 
