@@ -237,9 +237,11 @@ class Conversation:
         """A message of `wire.ToClient`; those that keep the session alive mean nothing here."""
         self._latest(at)
         self._silent_s = 0.0
-        match message:
+        match message:  # the most frequent first
             case wire.Partial() | wire.Final():
                 self._on_output(message, body, at)
+            case wire.Answers():
+                self._on_answers(message, body, at)
             case wire.Error():
                 self._on_error(message, at)
             case wire.Report():
@@ -267,6 +269,15 @@ class Conversation:
             query.answer(None)
 
     # -- outputs ------------------------------------------------------------------------------------------------------
+
+    def _on_answers(self, answers: wire.Answers, frames: wire.Frames, at: float) -> None:
+        try:
+            bodies = wire.split_answers(answers, frames)
+        except errors.ProtocolError as error:
+            log.warning("a message from the coordinator was dropped: %s", error)
+            return
+        for message, body in zip(answers.outputs, bodies, strict=True):
+            self._on_output(message, body, at)
 
     def _on_output(self, message: wire.Partial | wire.Final, body: wire.Frames, at: float) -> None:
         """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""

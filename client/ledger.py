@@ -5,11 +5,10 @@ Put together by `reply.py` from what this side sent and what the worker tells (`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, kw_only=True)
-class CopyLedger:
+class CopyLedger(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request's bytes, copies and times; complete once its reply is.
 
     `copies_in` and `copies_out` count copies of whole arrays at or over the threshold, made to get them into shared

@@ -23,6 +23,9 @@ from .retry import Retry
 _MAX_EVENTS = 16
 _MAX_CHARS = 200
 
+#: When a worker says nothing of what it did.
+_UNTOLD = wire.Ledger()
+
 
 @dataclass(slots=True, eq=False)
 class Pending:
@@ -54,6 +57,8 @@ class Pending:
     asleep: bool = False
     #: What this side saw of it besides its first sending: (monotonic seconds, text).
     events: list[tuple[float, str]] = field(default_factory=list)
+    #: What the request itself took; 0 until it is first asked for.
+    sent_bytes: int = 0
 
     def note(self, at: float, text: str) -> None:
         """Something has happened to it here; a long story keeps its beginning and its end."""
@@ -73,7 +78,7 @@ class Pending:
 
     def take_size(self, message: wire.Message, told: wire.Ledger | None, body: wire.Frames) -> int:
         """Enter an output's bytes; returns how many, shared memory included."""
-        socket_bytes = len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
+        socket_bytes = len(wire.encode(message)) + wire.size_of(body)
         self.received_bytes += socket_bytes
         shared_bytes = told.output_shared_bytes if told is not None else 0
         before, self.shared_bytes_out = self.shared_bytes_out, shared_bytes
@@ -81,15 +86,16 @@ class Pending:
 
     def ledger(self, told: wire.Ledger | None, at: float) -> CopyLedger:
         """The ledger so far, at that time."""
-        told = told or wire.Ledger()
-        sent = self.body.socket_bytes + len(wire.encode(self.submit))
+        told = told or _UNTOLD
+        if not self.sent_bytes:
+            self.sent_bytes = self.body.socket_bytes + len(wire.encode(self.submit))
         return CopyLedger(
             worker=told.worker,
             shared_bytes_in=self.body.shared_bytes,
             shared_bytes_out=told.output_shared_bytes,
             copies_in=self.body.copies,
             copies_out=told.output_copies,
-            socket_bytes=sent + told.request_socket_bytes + told.output_socket_bytes + self.received_bytes,
+            socket_bytes=self.sent_bytes + told.request_socket_bytes + told.output_socket_bytes + self.received_bytes,
             wait_s=told.wait_s,
             execute_s=told.execute_s,
             round_trip_s=at - self.sent_at,

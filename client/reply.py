@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import InvalidRequest, ReplyTimeout, TensoryardError
@@ -115,7 +115,8 @@ class Reply:
         """Each output when it comes, the last one included."""
         position = 0
         while True:
-            self._wait(self._changed, lambda: self._reading.came > position or self._done, None)  # noqa: B023
+            if self._reading.came <= position and not self._done:
+                self._wait(self._changed, lambda: self._reading.came > position or self._done, None)  # noqa: B023
             outputs, done = self.outputs_from(position, 1)
             position += len(outputs)
             yield from outputs
@@ -138,7 +139,9 @@ class Reply:
             self._reading.read_to(end)
             del self._outputs[: self._reading.drop()]
             last = self._done and self._error is None and end == self._reading.came
-        self._tell()
+            told = None if self._done else self._reading.tell()
+        if told is not None:
+            self._consumed(self.request_id, told)
         return outputs, last
 
     def _require_kept(self, position: int) -> None:
@@ -195,8 +198,11 @@ class Reply:
             self._reading.add(size_bytes)
             self._ledger = ledger
             self._done = done
-        self._tell()
-        self._notify()
+            told = None if done else self._reading.tell()
+            listeners = self._awaken()
+        if told is not None:
+            self._consumed(self.request_id, told)
+        self._call(listeners)
 
     def fail(self, error: TensoryardError) -> None:
         """The request ended without its answer; what came before stays readable by iteration."""
@@ -205,12 +211,15 @@ class Reply:
                 return
             self._error = error
             self._done = True
-        self._notify()
+            listeners = self._awaken()
+        self._call(listeners)
 
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-            listeners = list(self._listeners)
+    def _awaken(self) -> Sequence[Callable[[], None]]:
+        """Whoever waits is to look; under the lock. Returns whom to call besides."""
+        self._changed.notify_all()
+        return tuple(self._listeners)
+
+    def _call(self, listeners: Sequence[Callable[[], None]]) -> None:
         for listener in listeners:
             try:
                 listener()

@@ -130,8 +130,7 @@ class Broker:
 
     def take_actions(self) -> list[Action]:
         """What is to be done since it was last asked, in order."""
-        actions, self._dispatcher.actions = self._dispatcher.actions, []
-        return actions
+        return self._dispatcher.take_actions()
 
     def knows(self, identity: bytes) -> bool:
         """Whether this is a peer, rather than a stranger or one that was given up."""

@@ -30,6 +30,8 @@ class Dispatcher:
         self.bodies: dict[str, wire.Frames] = {}
         #: To be done outside, in order.
         self.actions: list[Action] = []
+        #: Outputs that go with the next message to their client, by its identity, with the frames of each.
+        self._gathered: dict[bytes, list[tuple[wire.Partial | wire.Final, wire.Frames]]] = {}
         #: Events that came up while effects were performed.
         self._pending: deque[ev.Event] = deque()
         self._handling = False
@@ -67,6 +69,7 @@ class Dispatcher:
         """A peer is gone: forget it, then tell the router. Again is harmless."""
         if not self.roster.leave(peer):
             return
+        self._flush(peer.identity)
         self.actions.append(Forget(peer.identity))
         if peer.role == "worker":
             log.info("worker %s %s", peer.name, reason)
@@ -76,6 +79,8 @@ class Dispatcher:
 
     def send(self, identity: bytes, message: wire.Message, body: wire.Frames | None = None) -> None:
         """Send to whoever has this identity."""
+        if identity in self._gathered:
+            self._flush(identity)
         if body and (peer := self.roster.get(identity)) is not None:
             peer.unheard_bytes += translation.size_of(body)
         self.actions.append(Send(identity, [wire.encode(message), *(body or ())]))
@@ -110,7 +115,33 @@ class Dispatcher:
     def _pass_on(self, effect: ev.SendOutput) -> None:
         assert self._output is not None, "an output is passed on while it is being handled"
         output, frames = self._output
-        self._to("client", effect.client, translation.output_message(effect, output.ledger), frames)
+        peer = self.roster.named("client", effect.client)
+        if peer is None:
+            return
+        message = translation.output_message(effect, output.ledger)
+        if "answers" in peer.features:
+            self._gathered.setdefault(peer.identity, []).append((message, frames))
+        else:
+            self.send(peer.identity, message, frames)
+
+    def take_actions(self) -> list[Action]:
+        """What is to be done since it was last asked, in order; of each peer, that is, what it is sent."""
+        for identity in list(self._gathered):
+            self._flush(identity)
+        actions, self.actions = self.actions, []
+        return actions
+
+    def _flush(self, identity: bytes) -> None:
+        """What was gathered for a client leaves, in messages within the limits: all of it came in such ones."""
+        gathered = self._gathered.pop(identity, None)
+        if gathered is None:
+            return
+        if len(gathered) == 1:
+            self.send(identity, *gathered[0])
+            return
+        for part in translation.in_messages(gathered):
+            answers = wire.Answers(outputs=[output for output, _ in part], frames=[len(body) for _, body in part])
+            self.send(identity, answers, [frame for _, body in part for frame in body])
 
     def _to(self, role: str, name: str, message: wire.Message, body: wire.Frames | None = None) -> None:
         peer = self.roster.named(role, name)

@@ -67,7 +67,7 @@ class Roster:
 
     def join(self, identity: bytes, hello: wire.Hello, at: float) -> Peer:
         """Enter a peer."""
-        peer = Peer(identity, hello.role, _name(identity, hello), hello.host, hello.pid, at)
+        peer = Peer(identity, hello.role, _name(identity, hello), hello.host, hello.pid, at, frozenset(hello.features))
         self._by_identity[identity] = peer
         self._by_name[peer.role, peer.name] = peer
         return peer

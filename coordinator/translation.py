@@ -5,16 +5,21 @@ Used by `broker.py`; holds no state, and looks into no body.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from ..errors import TensoryardError
 from ..proto import wire
 from . import events as ev
 
+#: Outputs in one ANSWERS: with the longest names, all of them stay below the limit of an envelope.
+MAX_ANSWERS = 1024
+
 
 def size_of(frames: wire.Frames) -> int:
     """Bytes of all frames together."""
-    return sum(memoryview(frame).nbytes for frame in frames)
+    return wire.size_of(frames)
 
 
 # -- messages to events -----------------------------------------------------------------------------------------------
@@ -106,10 +111,27 @@ def word_to_worker(effect: ev.SendCancel | ev.SendConsumed | ev.SendDiscard | ev
             return wire.Drain()
 
 
-def output_message(effect: ev.SendOutput, ledger: wire.Ledger | None) -> wire.Message:
+def output_message(effect: ev.SendOutput, ledger: wire.Ledger | None) -> wire.Partial | wire.Final:
     """PARTIAL or FINAL."""
     kind = wire.Final if effect.done else wire.Partial
     return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger)
+
+
+def in_messages(
+    gathered: list[tuple[wire.Partial | wire.Final, wire.Frames]], most_bytes: int = 1 << 20
+) -> Iterator[list[tuple[wire.Partial | wire.Final, wire.Frames]]]:
+    """Outputs for one client as few messages: of at most MAX_FRAMES frames, and small, so that the first comes soon."""
+    part: list[tuple[wire.Partial | wire.Final, wire.Frames]] = []
+    frames = size = 0
+    for entry in gathered:
+        weight = size_of(entry[1])
+        full = len(part) >= MAX_ANSWERS or frames + len(entry[1]) >= wire.MAX_FRAMES or size + weight > most_bytes
+        if part and full:
+            yield part
+            part, frames, size = [], 0, 0
+        part.append(entry)
+        frames, size = frames + len(entry[1]), size + weight
+    yield part
 
 
 def error_message(effect: ev.SendError) -> wire.Error:

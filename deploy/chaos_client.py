@@ -140,16 +140,25 @@ class TappedConnection(Connection):
 
         One whose answer's memory was lost is still under way after it, and will be answered again.
         """
-        ends = isinstance(message, wire.Final | wire.Error)
-        if ends and message.request_id in self._answered:
-            what = message.code if isinstance(message, wire.Error) else f"part {message.seq}"
-            self._on_again(message.request_id, f"the second was {what}")
-        was_under_way = ends and self._pending.get(message.request_id) is not None
+        parts = message.outputs if isinstance(message, wire.Answers) else [message]
+        ends = [part for part in parts if isinstance(part, wire.Final | wire.Error)]
+        for end in ends:
+            if end.request_id in self._answered:
+                what = end.code if isinstance(end, wire.Error) else f"part {end.seq}"
+                self._on_again(end.request_id, f"the second was {what}")
+        under_way = [end.request_id for end in ends if self._is_under_way(end.request_id)]
         super().on_message(message, body)
-        if was_under_way and self._pending.get(message.request_id) is None:
-            self._answered[message.request_id] = None
-            if len(self._answered) > MAX_REMEMBERED:
-                self._answered.popitem(last=False)
+        for request_id in under_way:
+            if not self._is_under_way(request_id):
+                self._remember(request_id)
+
+    def _is_under_way(self, request_id: str) -> bool:
+        return self._conversation.pending.get(request_id) is not None
+
+    def _remember(self, request_id: str) -> None:
+        self._answered[request_id] = None
+        if len(self._answered) > MAX_REMEMBERED:
+            self._answered.popitem(last=False)
 
 
 class Load:

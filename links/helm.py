@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 #: The session's thread takes the helm back when no caller has had it for so long, in seconds: so much later may
 #: something be served that nobody waits for, shortly after a caller was. The longer where caller comes after caller.
 _PATIENCE_S, _LONGEST_PATIENCE_S = 0.002, 0.01
-#: While a caller steers for longer than that, the thread sleeps until it is woken; so long if that should fail.
+#: When one caller steers for so long, the thread sleeps until it is woken; so long if that should fail. Not earlier: to
+#: wake it costs a caller more than the thread's looking, some hundred times a second.
 _DEEP_S = 0.25
 #: A caller waits so long for the thread to hand over, and then leaves it to the thread.
 _HANDOVER_S = 0.05
@@ -118,22 +119,22 @@ class Helm:
 
     def _rest(self) -> None:
         """Until called, or no caller has steered for a moment."""
-        patience_s = _PATIENCE_S
+        patience_s, steered_s = _PATIENCE_S, 0.0
         while True:
             lent = self._lent
             if self._call.acquire(timeout=patience_s):
                 return
+            patience_s = min(2 * patience_s, _LONGEST_PATIENCE_S)
             if self._lent != lent:
-                patience_s = min(2 * patience_s, _LONGEST_PATIENCE_S)
+                steered_s = 0.0
                 continue
             if self._is_free():
                 return
-            if patience_s < _LONGEST_PATIENCE_S:
-                patience_s *= 2
-                continue
-            self._rest_deeply()
-            if self._followers:
-                return
+            steered_s += patience_s
+            if steered_s >= _DEEP_S:
+                self._rest_deeply()
+                if self._followers:
+                    return
 
     def _rest_deeply(self) -> None:
         """A caller steers for long: sleep until it lets go, and do not look meanwhile."""

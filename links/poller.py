@@ -13,6 +13,9 @@ from typing import Any
 
 import zmq
 
+#: Told by one call: epoll takes memory for as many, each time.
+_MOST = 64
+
 
 class Poller:
     """Waits on `pollables`: descriptors, what has a `fileno`, and ZeroMQ's sockets. Not thread-safe."""
@@ -46,7 +49,7 @@ class Poller:
     def poll(self, timeout_s: float) -> dict[Any, int]:
         """What has input, after at most so many seconds; descriptors by number. Ends early for nothing, at times."""
         if self._epoll is not None:
-            return dict(self._epoll.poll(timeout_s))
+            return dict(self._epoll.poll(timeout_s, _MOST))
         # Rounded up: to be woken too early means to ask again and again.
         return dict(self._zmq.poll(math.ceil(timeout_s * 1000)))
 

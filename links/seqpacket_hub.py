@@ -150,7 +150,7 @@ class SeqpacketHub:
         """
         for _ in range(_LOOKS_PER_CALL):
             if not self._ready:
-                self._ready.extend(self._epoll.poll(0))
+                self._ready.extend(self._epoll.poll(0, _LOOKS_PER_CALL))
                 if not self._ready:
                     return None
             fd, events = self._ready.popleft()

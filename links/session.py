@@ -78,6 +78,7 @@ class Session:
             pid=os.getpid(),
             pid_namespace=pid_namespace(),
             software=f"tensoryard {__version__}",
+            features=wire.FEATURES,
         )
         self._presence = Presence(
             hello=hello, decoder=decoder, callbacks=callbacks, settings=settings, at=time.monotonic()

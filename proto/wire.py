@@ -20,9 +20,9 @@ WIRE_VERSION = 1
 MAX_ENVELOPE_BYTES = 4 << 20
 #: Frames of one message, outputs of a whole batch included.
 MAX_FRAMES = 4096
-#: What this side speaks beyond the messages that every peer of its version knows; told in WELCOME and READY.
-#: "windows": streams have a window, and CONSUMED moves it.
-FEATURES = ["windows"]
+#: What this side speaks beyond the messages that every peer of its version knows; told in HELLO, WELCOME and READY.
+#: "windows": streams have a window, and CONSUMED moves it. "answers": a client reads ANSWERS.
+FEATURES = ["windows", "answers"]
 
 #: One message: bytes-like objects, the envelope first.
 Frames = list[Any]
@@ -60,6 +60,7 @@ class Hello(Message, frozen=True, tag="HELLO"):
     #: Identifies the PID namespace in which `pid` means something.
     pid_namespace: Word = ""
     software: Word = ""
+    features: Features = []
 
 
 class Heartbeat(Message, frozen=True, tag="HEARTBEAT"):
@@ -243,6 +244,13 @@ class Final(Message, frozen=True, tag="FINAL"):
     ledger: Ledger | None = None
 
 
+class Answers(Message, frozen=True, tag="ANSWERS"):
+    """Several outputs for one client in one message; of the frames, so many belong to each, in order."""
+
+    outputs: list[Partial | Final]
+    frames: list[Count]
+
+
 class Error(Message, frozen=True, tag="ERROR"):
     """A request ends without a final output. `code` is for programs (`errors.py`), `text` for people."""
 
@@ -345,7 +353,7 @@ ToCoordinator = (
     | Deployments
     | DrainWorker
 )
-ToClient = Welcome | Refused | Rejoin | Heartbeat | Partial | Final | Error | Report | Disconnect
+ToClient = Welcome | Refused | Rejoin | Heartbeat | Partial | Final | Answers | Error | Report | Disconnect
 ToWorker = Welcome | Refused | Rejoin | Heartbeat | Dispatch | CancelWork | Consumed | Discard | Drain | Disconnect
 ToFleet = Welcome | Refused | Rejoin | Heartbeat | WorkerNotice | Shutdown | Disconnect
 
@@ -374,6 +382,11 @@ def decode(decoder: msgspec.msgpack.Decoder[_T], frame: Any) -> _T:
         raise ProtocolError(f"not a message of wire version {WIRE_VERSION}: {error!s:.400}") from error
 
 
+def size_of(frames: Frames) -> int:
+    """Bytes of all frames together."""
+    return sum([len(frame) if type(frame) is bytes else memoryview(frame).nbytes for frame in frames])
+
+
 def check_version(version: int, peer: str) -> None:
     """VersionMismatch, naming both versions, unless the peer speaks ours."""
     if version != WIRE_VERSION:
@@ -385,10 +398,23 @@ def check_version(version: int, peer: str) -> None:
 
 def split_frames(outputs: list[Output], frames: list[Any]) -> list[list[Any]]:
     """The frames of each output of OUTPUTS, in order; ProtocolError when the counts do not add up."""
-    if sum(output.frames for output in outputs) != len(frames):
-        raise ProtocolError("OUTPUTS announces another number of frames than it carries")
+    return _split([output.frames for output in outputs], frames)
+
+
+def split_answers(answers: Answers, frames: list[Any]) -> list[list[Any]]:
+    """The same for ANSWERS."""
+    if len(answers.frames) != len(answers.outputs):
+        raise ProtocolError("ANSWERS announces frames for another number of outputs than it has")
+    return _split(answers.frames, frames)
+
+
+def _split(counts: list[int], frames: list[Any]) -> list[list[Any]]:
+    if sum(counts) != len(frames):
+        raise ProtocolError(
+            f"a message announces another number of frames, {sum(counts)}, than it carries, {len(frames)}"
+        )
     parts, start = [], 0
-    for output in outputs:
-        parts.append(frames[start : start + output.frames])
-        start += output.frames
+    for count in counts:
+        parts.append(frames[start : start + count])
+        start += count
     return parts

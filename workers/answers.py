@@ -21,23 +21,23 @@ MAX_FRAMES = wire.MAX_FRAMES - 1
 ENVELOPE_BYTES = 4096
 #: Longest text of an error.
 MAX_TEXT_CHARS = 8000
-#: Outputs of one message: with the longest error texts, all of them stay below the limit of an envelope.
-_MAX_OUTPUTS = 100
 
 
 def in_messages(answers: list[Answer], max_message_bytes: int) -> Iterator[list[Answer]]:
     """The answers in as few messages as the limits allow; each fits by itself."""
     part: list[Answer] = []
-    size = frames = 0
+    size = frames = envelope = 0
     for answer in answers:
         output, body, _ = answer
         # A character takes at most four bytes.
-        weight = ENVELOPE_BYTES + 4 * len(output.text) + sum(memoryview(frame).nbytes for frame in body)
-        if part and (len(part) >= _MAX_OUTPUTS or frames + len(body) > MAX_FRAMES or size + weight > max_message_bytes):
+        words = ENVELOPE_BYTES + 4 * len(output.text)
+        weight = words + wire.size_of(body)
+        full = frames + len(body) > MAX_FRAMES or size + weight > max_message_bytes
+        if part and (full or envelope + words > wire.MAX_ENVELOPE_BYTES):
             yield part
-            part, size, frames = [], 0, 0
+            part, size, frames, envelope = [], 0, 0, 0
         part.append(answer)
-        size, frames = size + weight, frames + len(body)
+        size, frames, envelope = size + weight, frames + len(body), envelope + words
     if part:
         yield part
 

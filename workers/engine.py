@@ -211,7 +211,8 @@ class Engine:
             return None
 
     def _check_size(self, encoded: Encoded, size: int) -> None:
-        limits, largest = self._limits, max(memoryview(frame).nbytes for frame in encoded.frames)
+        limits, frames = self._limits, encoded.frames
+        largest = len(frames[0]) if len(frames) == 1 else max(memoryview(frame).nbytes for frame in frames)
         fits = largest <= limits.max_frame_bytes and size <= limits.max_message_bytes
         if not fits or len(encoded.frames) > MAX_FRAMES:
             encoded.release()

@@ -175,7 +175,7 @@ class Intake:
             raise errors.InvalidRequest("the body carries another RequestID than its envelope")
         window = Window(parts=message.window_parts, size_bytes=message.window_bytes, consumed=message.consumed)
         work = Work(message.request_id, message.attempt, self._context(request), arrived, window=window)
-        work.request_socket_bytes = len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
+        work.request_socket_bytes = len(wire.encode(message)) + wire.size_of(body)
         return work
 
     def _context(self, request: Any) -> OneShotContext:

@@ -767,3 +767,28 @@ class HostileCoordinator(RuleBasedStateMachine):
 
 TestHostileCoordinator = HostileCoordinator.TestCase
 TestHostileCoordinator.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# -- several answers in one message -----------------------------------------------------------------------------------
+
+
+def test_answers_mean_what_their_outputs_mean_alone(scene):
+    """Each output reaches its reply with its own body, in order."""
+    first, second = scene.submit("a"), scene.submit("b")
+    outputs = [
+        wire.Partial(request_id="a", seq=0),
+        wire.Final(request_id="b", seq=0),
+        wire.Final(request_id="a", seq=1),
+    ]
+    scene.say(wire.Answers(outputs=outputs, frames=[1, 1, 1]), b"a0", b"b0", b"a1")
+    assert (ending(first), ending(second)) == ([b"a0", b"a1"], [b"b0"])
+
+
+def test_w_36_answers_that_do_not_add_up_are_dropped(scene):
+    """Nothing of them is taken, since nobody knows which body belongs to which output."""
+    reply = scene.submit("a")
+    for counts, bodies in [([2], [b"x"]), ([1, 1], [b"x", b"y"]), ([], [])]:
+        scene.say(wire.Answers(outputs=[wire.Final(request_id="a", seq=0)], frames=counts), *bodies)
+        assert not reply.done
+    scene.final(request_id="a")
+    assert ending(reply) == [b"last"]

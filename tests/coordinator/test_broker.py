@@ -442,6 +442,40 @@ def test_the_status_tells_what_is_kept():
     assert (found.kept_bytes, found.waiting_for_fleet) == (8, 0)
 
 
+def test_w_37_only_a_client_that_speaks_answers_gets_them(scene):
+    """What one step brings for a client comes as one message, in order, with all bodies; or one by one, as before."""
+    scene.worker(b"w", credits=8)
+    for peer, features in [(b"new", wire.FEATURES), (b"old", [])]:
+        scene.join(peer, "client", features=features)
+        for number in range(3):
+            scene.say(peer, submit(f"{peer.decode()}-{number}"), b"body")
+    dispatched = [message for message, _ in scene.all(b"w")]
+    frames = [b"%d" % number for number in range(len(dispatched))]
+    scene.say(b"w", wire.Outputs(outputs=[output(d, done=d.request_id[-1] != "1") for d in dispatched]), *frames)
+    answers, bodies = scene.take(b"new", wire.Answers)
+    assert [(type(o), o.request_id) for o in answers.outputs] == [
+        (wire.Final, "new-0"),
+        (wire.Partial, "new-1"),
+        (wire.Final, "new-2"),
+    ]
+    assert (answers.frames, bodies) == ([1, 1, 1], [b"0", b"1", b"2"])
+    one_by_one = [(type(message), message.request_id, *body) for message, body in scene.all(b"old")]
+    assert one_by_one == [(wire.Final, "old-0", b"3"), (wire.Partial, "old-1", b"4"), (wire.Final, "old-2", b"5")]
+
+
+def test_an_error_keeps_its_place_among_answers(scene):
+    """What a client was to get before it leaves before it, and what comes after, after."""
+    scene.worker(b"w")
+    scene.join(b"c", "client", features=wire.FEATURES)
+    for number in range(4):
+        scene.say(b"c", submit(f"{number}"), b"body")
+    outputs = [output(d) for d, _ in scene.all(b"w")]
+    outputs[2] = msgspec.structs.replace(outputs[2], code="pipeline_error", text="no", done=False, frames=0)
+    scene.say(b"w", wire.Outputs(outputs=outputs), b"0", b"1", b"3")
+    got = [(type(message), len(body)) for message, body in scene.all(b"c")]
+    assert got == [(wire.Answers, 2), (wire.Error, 0), (wire.Final, 1)]
+
+
 def test_welcome_tells_what_is_spoken(scene):
     """A client learns that streams have windows here."""
     assert scene.join(b"c", "client").features == wire.FEATURES

@@ -119,6 +119,7 @@ def test_it_introduces_itself(hub, owner, make_session):
         pid=os.getpid(),
         pid_namespace=pid_namespace(),
         software=f"tensoryard {__version__}",
+        features=wire.FEATURES,
     )
     owner.until(lambda: owner.told, "the welcome")
     assert owner.told == [hub.welcome()]

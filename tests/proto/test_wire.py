@@ -428,7 +428,7 @@ def test_w_14_versions_must_be_equal():
 
 def test_w_15_hello_of_another_version_is_read():
     """HELLO of a later version can be read far enough to name its version, whatever it adds at its end."""
-    hello = wire.decode(wire.TO_COORDINATOR, msgpack.packb(["HELLO", 7, "client", "c", "h", 1, "", "", {"new": 1}]))
+    hello = wire.decode(wire.TO_COORDINATOR, msgpack.packb(["HELLO", 7, "client", "c", "h", 1, "", "", [], {"new": 1}]))
     assert (hello.version, hello.role, hello.name) == (7, "client", "c")
 
 
@@ -446,6 +446,17 @@ def test_w_16_outputs_frames_add_up():
             wire.split_frames(outputs, frames)
     with pytest.raises(ProtocolError):
         wire.split_frames([output(2**53), output(2**53)], ["a"])
+
+
+def test_w_36_answers_frames_add_up():
+    """Each output of ANSWERS gets as many frames as are said; another sum, or another count, is a ProtocolError."""
+    outputs = [wire.Partial(request_id="a", seq=0), wire.Final(request_id="b", seq=3)]
+    answers = wire.Answers(outputs=outputs, frames=[2, 1])
+    assert wire.decode(wire.TO_CLIENT, wire.encode(answers)) == answers
+    assert wire.split_answers(answers, ["a", "b", "c"]) == [["a", "b"], ["c"]]
+    for counts, frames in [([2, 1], ["a"]), ([2, 1], ["a", "b", "c", "d"]), ([3], ["a", "b", "c"]), ([], [])]:
+        with pytest.raises(ProtocolError):
+            wire.split_answers(wire.Answers(outputs=outputs, frames=counts), frames)
 
 
 @pytest.mark.parametrize("cls", errors.BY_CODE.values(), ids=lambda cls: cls.__name__)

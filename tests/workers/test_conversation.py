@@ -151,7 +151,7 @@ def test_answers_leave_together(known):
 @pytest.mark.parametrize(
     ("answers", "limit", "messages"),
     [
-        ([answer(f"{n}", b"") for n in range(250)], 1 << 30, 3),
+        ([answer(f"{n}", b"") for n in range(2500)], 1 << 30, 3),
         ([answer(f"{n}", *[b""] * (MAX_FRAMES - 1)) for n in range(3)], 1 << 30, 3),
         ([answer(f"{n}", bytes(900)) for n in range(9)], 20_000, 3),
         ([], 20_000, 0),
