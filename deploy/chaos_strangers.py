@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..links import PeerLink, ZmqPeer
+from ..links import PeerLink, make_peer
 from ..proto import wire
 from ..proto.codec import encode_body
 from ..proto.outputs import task_of
@@ -46,8 +46,9 @@ def babble(address: str, rng: random.Random, *, request: Any, their_ids: Sequenc
 
 @contextlib.contextmanager
 def _linked(address: str) -> Iterator[PeerLink]:
-    link: PeerLink = ZmqPeer(address)
+    link = make_peer(address)
     try:
+        link.receive()  # connects, where that is not done by itself
         yield link
     finally:
         link.close()
@@ -94,12 +95,14 @@ def _hello(*, version: int = wire.WIRE_VERSION, role: str = "client") -> bytes:
 
 def _knock(address: str, rng: random.Random) -> int:
     """Raw bytes on the coordinator's own socket, where that is a file; returns how many."""
-    if not address.startswith("ipc://"):
+    scheme, _, path = address.partition("://")
+    kind = {"ipc": socket.SOCK_STREAM, "unix": socket.SOCK_SEQPACKET}.get(scheme)
+    if kind is None:
         return 0
     data = rng.randbytes(rng.randint(1, 4000))
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sock:
         sock.settimeout(1.0)
-        sock.connect(address.removeprefix("ipc://"))
+        sock.connect(path)
         sock.sendall(data)
         return len(data)
     return 0

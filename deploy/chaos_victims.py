@@ -125,9 +125,9 @@ def _proven(victims: list[Victim], is_meant: Callable[[Victim], bool]) -> list[V
 
 
 def listener_pid(address: str) -> int:
-    """The process that listens at an ipc:// address, as the kernel names it; 0 when there is none, or no telling."""
-    path = address.removeprefix("ipc://")
-    if path == address:
+    """The process that listens at a socket's file, as the kernel names it; 0 when there is none, or no telling."""
+    scheme, _, path = address.partition("://")
+    if scheme not in ("ipc", "unix"):
         return 0
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC) as sock:

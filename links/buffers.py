@@ -36,6 +36,8 @@ class Buffers:
             memory = free.pop()
         except IndexError:
             memory = np.empty(rounded, np.uint8)
-        lent = memory[:size_bytes]
+        # By way of a memoryview: numpy takes for the base of an array over another one the other's own base, and would
+        # so keep the memory but not what tells that it is in use.
+        lent = np.asarray(memory.data[:size_bytes])
         weakref.finalize(lent, free.append, memory).atexit = False
         return lent.data

@@ -165,7 +165,7 @@ def test_who_listens_is_the_kernels_word(tmp_path: Path):
         with socket.socket(socket.AF_UNIX, kind) as listener:
             listener.bind(str(path))
             listener.listen()
-            assert listener_pid(f"ipc://{path}") == os.getpid()
+            assert listener_pid(f"ipc://{path}") == listener_pid(f"unix://{path}") == os.getpid()
         assert listener_pid(f"ipc://{path}") == 0
     assert listener_pid("ipc:///nowhere") == 0
     assert listener_pid("tcp://127.0.0.1:1") == 0

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from tensoryard.links.buffers import Buffers
+from tensoryard.proto.codec import decode_body, encode_body
 
 
 def address(view):
     """Where a view's memory lies."""
-    return memoryview(view).obj.__array_interface__["data"][0]
+    return np.asarray(view).__array_interface__["data"][0]
 
 
 def test_what_has_gone_is_used_again():
@@ -22,6 +26,26 @@ def test_what_has_gone_is_used_again():
     assert address(other) != where
     del part
     assert address(buffers.take(250_000)) == where
+
+
+@pytest.mark.parametrize("padding", range(8))
+def test_an_array_over_it_keeps_it(padding):
+    """An array that a message brought, and a part of it, are looks at the memory too, wherever it lies there."""
+    buffers = Buffers()
+    sent = np.arange(20_000, dtype=np.float32)
+    body = encode_body(["x" * padding, sent], threshold_bytes=1 << 30).frames[0]
+    taken = buffers.take(len(body))
+    taken[:] = body
+    array = decode_body([taken.toreadonly()], Any)[1][10:]
+    for view in (np.frombuffer(taken, np.uint8), np.asarray(taken), np.ndarray(8, np.uint8, taken)):
+        where = address(view[1:])
+        del view
+        assert address(buffers.take(len(body))) != where
+    del taken
+    again = [buffers.take(len(body)) for _ in range(4)]
+    for memory in again:
+        memory[:] = bytes(len(memory))
+    assert np.array_equal(array, sent[10:])
 
 
 @pytest.mark.parametrize("size", [1, 131_072, 131_073, 1 << 20, (1 << 24) - 1, 1 << 24, (1 << 24) + 1, 100 << 20])

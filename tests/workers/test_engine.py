@@ -385,7 +385,7 @@ def test_an_array_of_the_pool_travels_uncopied(pool):
     assert (output.ledger.output_copies, output.ledger.output_shared_bytes) == (0, 512 * 256 * 4)
     assert len(frames) == 1
     assert (value_of(frames).embeddings == 3).all()
-    assert pool.live_blocks()[0].request_id == ""  # of a bench; the link's contexts tag theirs
+    assert pool.live_blocks()[0].request_id == "a"
 
 
 def test_an_array_from_elsewhere_is_copied_once(pool):
