@@ -25,7 +25,7 @@ PINNED = {
     "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply Retry connect connect_async",
     "tensoryard.coordinator": "Connection Coordinator Router connections read_connection",
     "tensoryard.links": """
-        Frames HubLink MemoryNetwork Opening PeerLink SeqpacketHub SeqpacketPeer Session ZmqHub ZmqPeer make_hub
+        Frames HubLink MemoryNetwork Opening PeerLink Poller SeqpacketHub SeqpacketPeer Session ZmqHub ZmqPeer make_hub
         make_peer pid_namespace
     """,
 }

@@ -300,6 +300,7 @@ COORDINATOR = [
         seen="`status`: `outcomes`",
         holds=(
             "coordinator/dispatcher.py:Dispatcher.actions",
+            "coordinator/dispatcher.py:Dispatcher._gathered",
             "coordinator/dispatcher.py:Dispatcher._pending",
             "coordinator/router.py:Router._effects",
             "coordinator/router.py:Router._stirred",
@@ -355,7 +356,8 @@ WORKER = [
     ),
     Bound(
         what="outputs and frames of one message, texts of errors",
-        bound=f"{answers._MAX_OUTPUTS} outputs, {number(wire.MAX_FRAMES)} frames; {number(answers.MAX_TEXT_CHARS)} "
+        bound=f"an envelope of {number(wire.MAX_ENVELOPE_BYTES)} bytes, {number(wire.MAX_FRAMES)} frames; "
+        f"{number(answers.MAX_TEXT_CHARS)} "
         "characters",
         rule="several messages; the text is cut",
         seen="-",
