@@ -9,6 +9,7 @@ from __future__ import annotations
 import numbers
 import os
 import queue
+import secrets
 import threading
 from typing import Any
 
@@ -27,6 +28,9 @@ from ..shm import Loan, Pool, Reader, host_name
 from .conversation import Conversation
 from .pending import Pending
 from .reply import Reply, monotonic
+
+#: Of the number of a client's first request: enough that no two clients count over the same ones.
+_SUBMISSION_BITS = 52
 
 
 def resolve_address(address: str | None) -> str:
@@ -63,6 +67,7 @@ class Connection:
             reconnect_s=settings.reconnect_s,
             post=self._session.post,
             decode=self._decode,
+            first_submission=1 + secrets.randbits(_SUBMISSION_BITS),
         )
 
     def open(self, timeout_s: float) -> None:

@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from .. import errors
 from ..proto import wire
 from .pending import Pending, PendingTable, frames_of
@@ -43,10 +45,13 @@ class Conversation:
     """Everything between a client and its coordinator, whichever that is at the time.
 
     The methods of the first half may be called from any thread, the others, which tell what happened, from one. Times,
-    `at`, are monotonic seconds; `silent_s` is for how long the coordinator has not been heard.
+    `at`, are monotonic seconds; `silent_s` is for how long the coordinator has not been heard. Requests are told apart
+    by numbers from `first_submission` on, which no other client should use.
     """
 
-    def __init__(self, *, address: str, reconnect_s: float, post: Post, decode: Decode) -> None:
+    def __init__(
+        self, *, address: str, reconnect_s: float, post: Post, decode: Decode, first_submission: int = 1
+    ) -> None:
         self.pending = PendingTable()
         self.queries: dict[int, Query] = {}
         #: The last greeting of a coordinator; None before the first.
@@ -59,6 +64,7 @@ class Conversation:
         self._post = post
         self._decode = decode
         self._query_numbers = itertools.count(1)
+        self._submissions = itertools.count(first_submission)
 
     # -- the caller's wishes ------------------------------------------------------------------------------------------
 
@@ -81,6 +87,7 @@ class Conversation:
 
         The conversation may have ended since the caller looked: then nobody would settle it.
         """
+        entry.submit = msgspec.structs.replace(entry.submit, submission=next(self._submissions))
         self.pending.add(entry)
         try:
             self.require_open(silent_s)
@@ -182,7 +189,7 @@ class Conversation:
 
     def _on_output(self, message: wire.Partial | wire.Final, body: wire.Frames, at: float) -> None:
         """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""
-        entry = self.pending.get(message.request_id)
+        entry = self._meant(message)
         if entry is not None and message.seq == 0:
             entry.restarting = False
         wanted = entry is not None and not entry.restarting
@@ -243,8 +250,15 @@ class Conversation:
         else:
             self._post(entry.message(at), frames_of(entry))
 
-    def _on_error(self, message: wire.Error) -> None:
+    def _meant(self, message: wire.Partial | wire.Final | wire.Error) -> Pending | None:
+        """The request that an answer is for: not one that has the same name and came after it."""
         entry = self.pending.get(message.request_id)
+        if entry is None or message.submission not in (0, entry.submit.submission):
+            return None
+        return entry
+
+    def _on_error(self, message: wire.Error) -> None:
+        entry = self._meant(message)
         if entry is None:
             return
         if entry.restarting and not entry.cancelled and message.code == errors.RequestCancelled.code:

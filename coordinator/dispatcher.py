@@ -53,7 +53,7 @@ class Dispatcher:
 
     def submit(self, client: str, message: wire.Submit, body: wire.Frames, at: float) -> None:
         """A request has come."""
-        if message.request_id not in self.router.requests:
+        if not self.router.knows(client, message.request_id, message.submission):
             self.bodies[message.request_id] = body
         self.handle(translation.request_arrived(client, message, body, at))
 

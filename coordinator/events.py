@@ -27,6 +27,7 @@ class RequestArrived(Event, frozen=True):
     host: str = ""
     shared_bytes: int = 0
     body_bytes: int = 0
+    submission: int = 0
 
 
 class CancelAsked(Event, frozen=True):
@@ -50,7 +51,7 @@ class WorkerJoined(Event, frozen=True):
 
 
 class WorkerReadied(Event, frozen=True):
-    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds from before."""
+    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds, of these `submissions`."""
 
     worker: str
     model: str
@@ -61,6 +62,8 @@ class WorkerReadied(Event, frozen=True):
     max_queued: int = 10_000
     max_queued_bytes: int = 8 << 30
     running: tuple[tuple[str, int], ...] = ()
+    #: In the order of `running`; what is missing is not known, like 0.
+    submissions: tuple[int, ...] = ()
 
 
 class WorkerStartFailed(Event, frozen=True):
@@ -147,6 +150,7 @@ class SendRequest(Effect, frozen=True):
     request_id: str
     attempt: int
     deadline_s: float | None
+    submission: int = 0
 
 
 class SendCancel(Effect, frozen=True):
@@ -179,6 +183,7 @@ class SendOutput(Effect, frozen=True):
     request_id: str
     seq: int
     done: bool
+    submission: int = 0
 
 
 class SendError(Effect, frozen=True):
@@ -190,6 +195,7 @@ class SendError(Effect, frozen=True):
     text: str
     retry_after_s: float = 0.0
     story: tuple[str, ...] = ()
+    submission: int = 0
 
 
 class ForgetBody(Effect, frozen=True):

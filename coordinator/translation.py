@@ -33,6 +33,7 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         host=message.host,
         shared_bytes=message.shared_bytes,
         body_bytes=size_of(body),
+        submission=message.submission,
     )
 
 
@@ -49,6 +50,7 @@ def worker_readied(worker: str, message: wire.Ready, at: float) -> ev.WorkerRead
         max_queued=message.max_queued,
         max_queued_bytes=message.max_queued_bytes,
         running=tuple((entry.request_id, entry.attempt) for entry in message.running),
+        submissions=tuple(entry.submission for entry in message.running),
     )
 
 
@@ -81,8 +83,8 @@ def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsC
 def message_to_worker(effect: ev.SendRequest | ev.SendCancel | ev.SendDiscard | ev.SendDrain) -> wire.Message:
     """REQUEST, CANCEL_WORK, DISCARD or DRAIN."""
     match effect:
-        case ev.SendRequest(request_id=request_id, attempt=attempt, deadline_s=deadline_s):
-            return wire.Dispatch(request_id=request_id, attempt=attempt, deadline_s=deadline_s)
+        case ev.SendRequest(request_id=request_id, attempt=attempt, deadline_s=deadline_s, submission=submission):
+            return wire.Dispatch(request_id=request_id, attempt=attempt, deadline_s=deadline_s, submission=submission)
         case ev.SendCancel(request_id=request_id, attempt=attempt):
             return wire.CancelWork(request_id=request_id, attempt=attempt)
         case ev.SendDiscard(request_id=request_id, attempt=attempt, seq=seq):
@@ -94,7 +96,7 @@ def message_to_worker(effect: ev.SendRequest | ev.SendCancel | ev.SendDiscard | 
 def output_message(effect: ev.SendOutput, ledger: wire.Ledger | None) -> wire.Message:
     """PARTIAL or FINAL."""
     kind = wire.Final if effect.done else wire.Partial
-    return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger)
+    return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger, submission=effect.submission)
 
 
 def error_message(effect: ev.SendError) -> wire.Error:
@@ -105,13 +107,19 @@ def error_message(effect: ev.SendError) -> wire.Error:
         text=effect.text,
         retry_after_s=effect.retry_after_s,
         story=list(effect.story),
+        submission=effect.submission,
     )
 
 
-def error_of(error: TensoryardError, request_id: str) -> wire.Error:
+def error_of(error: TensoryardError, request_id: str, submission: int) -> wire.Error:
     """ERROR for a request that got no further than its message."""
-    retry_after_s = getattr(error, "retry_after_s", 0.0)
-    return wire.Error(request_id=request_id, code=error.code, text=error.text, retry_after_s=retry_after_s)
+    return wire.Error(
+        request_id=request_id,
+        code=error.code,
+        text=error.text,
+        retry_after_s=getattr(error, "retry_after_s", 0.0),
+        submission=submission,
+    )
 
 
 def notice(effect: ev.NotifyFleet) -> wire.WorkerNotice:

@@ -83,6 +83,9 @@ class Submit(Message, frozen=True, tag="SUBMIT"):
     #: Where the arrays of the body lie, and how many bytes of them in shared memory.
     host: Host = ""
     shared_bytes: Count = 0
+    #: Names this wish of its caller's: its answers carry it, and what comes again with it is the same request. Another
+    #: one under the same RequestID is another request. 0, from older peers: not known.
+    submission: Count = 0
 
 
 class Cancel(Message, frozen=True, tag="CANCEL"):
@@ -116,6 +119,7 @@ class Running(Message, frozen=True):
 
     request_id: Id
     attempt: Count
+    submission: Count = 0
 
 
 class Ready(Message, frozen=True, tag="READY"):
@@ -207,6 +211,7 @@ class Partial(Message, frozen=True, tag="PARTIAL"):
     request_id: Id
     seq: Count
     ledger: Ledger | None = None
+    submission: Count = 0
 
 
 class Final(Message, frozen=True, tag="FINAL"):
@@ -215,6 +220,7 @@ class Final(Message, frozen=True, tag="FINAL"):
     request_id: Id
     seq: Count
     ledger: Ledger | None = None
+    submission: Count = 0
 
 
 class Error(Message, frozen=True, tag="ERROR"):
@@ -225,6 +231,7 @@ class Error(Message, frozen=True, tag="ERROR"):
     text: str
     retry_after_s: Seconds = 0.0
     story: list[str] = []
+    submission: Count = 0
 
 
 class Report(Message, frozen=True, tag="REPORT"):
@@ -240,6 +247,7 @@ class Dispatch(Message, frozen=True, tag="REQUEST"):
     attempt: Count
     #: Seconds left when it was sent; None: no deadline.
     deadline_s: Span | None = None
+    submission: Count = 0
 
 
 class CancelWork(Message, frozen=True, tag="CANCEL_WORK"):

@@ -151,7 +151,7 @@ class FleetRunner:
         log.error("the coordinator refused the fleet: %s", error)
 
     def on_beat(self, silent_s: float) -> wire.Heartbeat:
-        """Alive; but is the coordinator?"""
+        """Alive, which the coordinator may not be."""
         if silent_s > self._settings.heartbeat_s:
             self._inbox.put(self._fleet.coordinator_silent)
         return wire.Heartbeat()

@@ -93,8 +93,8 @@ class Intake:
         self._lock = threading.Lock()
         #: Requests to be read in a thread of their own, by the pool they lie in; each queue has its thread.
         self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
-        #: Those in the queues and in their threads' hands.
-        self._arriving: set[Key] = set()
+        #: Those in the queues and in their threads' hands, with their submissions.
+        self._arriving: dict[Key, int] = {}
         self._draining = False
 
     def begin(self, pipeline: Pipeline[Any, Any], task: PipelineTask) -> None:
@@ -122,8 +122,7 @@ class Intake:
     def cancel(self, key: Key) -> None:
         """Nobody wants this attempt any more: answer at once if it has not begun."""
         with self._lock:
-            was_arriving = key in self._arriving
-            self._arriving.discard(key)
+            was_arriving = self._arriving.pop(key, None) is not None
         if was_arriving:
             self._settle()
         if was_arriving or self._inbox.cancel(*key) is not None:
@@ -134,12 +133,12 @@ class Intake:
         self._draining = True
         self._settle()
 
-    def held(self) -> list[Key]:
-        """Every request taken in and not finished."""
+    def held(self) -> dict[Key, int]:
+        """Every request taken in and not finished, with its submission."""
         with self._lock:
-            arriving = list(self._arriving)
+            arriving = dict(self._arriving)
         # In this order, so that one which gets from there to here meanwhile is not missed.
-        return list(dict.fromkeys([*arriving, *((work.request_id, work.attempt) for work in self._inbox.held())]))
+        return arriving | {(work.request_id, work.attempt): work.submission for work in self._inbox.held()}
 
     def housekeep(self) -> None:
         """See `Reader.housekeep`."""
@@ -165,7 +164,7 @@ class Intake:
             raise errors.InvalidRequest(error.text) from error
         if request.request_id.value != message.request_id:
             raise errors.InvalidRequest("the body carries another RequestID than its envelope")
-        work = Work(message.request_id, message.attempt, self._context(request), arrived)
+        work = Work(message.request_id, message.attempt, self._context(request), arrived, message.submission)
         work.request_socket_bytes = len(wire.encode(message)) + sum(memoryview(frame).nbytes for frame in body)
         return work
 
@@ -214,7 +213,7 @@ class Intake:
     def _queue(self, pool_name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
         """Leave a request to the thread of its client, which may have to be started."""
         with self._lock:
-            self._arriving.add((message.request_id, message.attempt))
+            self._arriving[message.request_id, message.attempt] = message.submission
             queue = self._queues.get(pool_name)
             if queue is not None:
                 queue.append((message, body, arrived))
@@ -244,7 +243,7 @@ class Intake:
                 return
             if isinstance(outcome, Work):
                 self._put(outcome)
-            self._arriving.remove(key)
+            del self._arriving[key]
         if isinstance(outcome, Exception):
             self._reject(key, outcome)
         self._settle()

@@ -233,7 +233,7 @@ def test_it_introduces_itself_as_a_client(hub, client):
 
 
 def test_the_envelope_says_what_a_coordinator_needs(hub, client):
-    """SUBMIT carries id, task, model, priority, deadline, and how many bytes of it lie in whose shared memory."""
+    """SUBMIT carries id, task, model, priority, deadline, how many bytes of it lie in whose shared memory, a number."""
     client.submit(request(large(), request_id=RequestID("big")), deadline_s=12, priority=np.int64(-3))
     client.submit(request("small"))
     big, small = hub.wait(wire.Submit, 2)
@@ -245,7 +245,9 @@ def test_the_envelope_says_what_a_coordinator_needs(hub, client):
         deadline_s=12.0,
         host=host_name(),
         shared_bytes=LARGE,
+        submission=big.submission,
     )
+    assert small.submission == big.submission + 1
     assert (small.host, small.shared_bytes, small.deadline_s, small.priority) == ("", 0, None, 0)
 
 
