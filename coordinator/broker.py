@@ -276,10 +276,11 @@ class Broker:
         for output, frames in zip(outputs, parts, strict=True):
             self._dispatcher.answer(peer.name, output, frames, at)
 
-    def _serve_fleet(self, _peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
+    def _serve_fleet(self, peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
         match message:
             case wire.Deployments():
                 self._handle(translation.deployments_changed(message, at))
+                self._dispatcher.tell_ready(peer)
                 self._open_doors(at)
             case wire.DrainWorker():
                 self._handle(ev.DrainAsked(at=at, worker=message.worker))

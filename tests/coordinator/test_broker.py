@@ -430,6 +430,16 @@ def test_requests_wait_for_a_fleet():
     assert scene.all(b"c") == scene.all(b"gone") == []
 
 
+def test_a_fleet_that_comes_later_hears_who_is_ready(scene):
+    """It may have missed the news; else it would take such a worker for one that never started, and end it."""
+    scene.worker(b"w", name="d-1")
+    scene.join(b"s", "worker", name="d-2")
+    scene.join(b"f", "fleet")
+    assert scene.all(b"f") == []
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    assert scene.take(b"f", wire.WorkerNotice)[0] == wire.WorkerNotice(worker="d-1", deployment="d", what="ready")
+
+
 def test_a_deadline_passes_while_a_request_waits_for_the_fleet():
     """It is answered `expired` when its time is up, and what is taken up later has that much less time."""
     scene = Scene(expects_fleet=True)
