@@ -36,6 +36,8 @@ class Process:
         self.seen = seen
         self.alive = True
         self.frozen = False
+        #: A fault has struck it.
+        self.struck = False
         #: Its monotonic clock began some time ago; it may leap.
         self.offset_s = self.world.rng.uniform(0, 1e6)
         #: Connections to other processes' pools, as weak references.

@@ -171,7 +171,6 @@ class Worker(Peer):
 
     def ended(self, *, killed):
         super().ended(killed=killed)
-        self.site.died_starting += self.engine is None
         self._on_end(self.name, "its process has ended")
 
     # -- reading what lies in clients' memory -------------------------------------------------------------------------
