@@ -152,7 +152,7 @@ class FleetRunner:
 
     def on_beat(self, silent_s: float) -> wire.Heartbeat:
         """Alive, which the coordinator may not be."""
-        if silent_s > self._settings.heartbeat_s:
+        if silent_s >= self._settings.heartbeat_s:
             self._inbox.put(self._fleet.coordinator_silent)
         return wire.Heartbeat()
 

@@ -65,7 +65,8 @@ class FleetProcess(Peer):
         member = next(member for member in self.fleet.members if member.name == name)
         hub = self.site.network.hub
         known = hub.broker.router.workers.get(name) if hub is not None else None
-        if member.state is MemberState.STARTING and known is not None and known.state is WorkerState.READY:
+        serves = known is not None and known.state is WorkerState.READY
+        if serves and member.trouble.startswith("it was starting"):
             raise Violation(f"{name} serves, and the fleet ends it as one that never started")
         worker.kill()
 
@@ -81,7 +82,8 @@ class FleetProcess(Peer):
     def _has_ended(self, name, text):
         worker = self.children.pop(name)
         member = next(member for member in self.fleet.members if member.name == name)
-        self.site.died_starting += worker.struck and member.state is MemberState.STARTING
+        struck = worker.struck or self.connection.partitioned
+        self.site.died_starting += struck and member.state is MemberState.STARTING
         self._perform(self.fleet.worker_ended(name, text, self.clock()))
 
     def ended(self, *, killed):
@@ -109,7 +111,7 @@ class FleetProcess(Peer):
         raise AssertionError(f"the fleet was refused: {error}")
 
     def on_beat(self, silent_s):
-        if silent_s > self.site.plan.settings.heartbeat_s:
+        if silent_s >= self.site.plan.settings.heartbeat_s:
             self._perform(self.fleet.coordinator_silent())
         return wire.Heartbeat()
 

@@ -113,7 +113,7 @@ class Peer(Process):
 
     def join(self):
         """Begin the session."""
-        identity = self.name.encode()
+        identity = f"{self.name}/{len(self.site.network.connections)}".encode()  # names may be used again
         hello = wire.Hello(
             version=wire.WIRE_VERSION,
             role=self.role,

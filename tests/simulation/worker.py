@@ -135,8 +135,9 @@ class Worker(Peer):
         executed = self.engine.execute(batch)
         pipeline = self.pipeline
         if pipeline.dies:
+            self.struck = True
             self.later(pipeline.takes_s * self.world.rng.random(), self.kill)
-        if not pipeline.hangs:
+        elif not pipeline.hangs:
             self.later(pipeline.takes_s, self._answer, executed)
 
     def _answer(self, executed):
