@@ -10,6 +10,7 @@ import numbers
 import os
 import queue
 import random
+import secrets
 import threading
 from typing import Any
 
@@ -32,6 +33,9 @@ from .reading import Reading
 from .reply import Reply, monotonic
 from .retry import Retry
 from .wish import Wish
+
+#: Of the number of a client's first request: enough that no two clients count over the same ones.
+_SUBMISSION_BITS = 52
 
 
 def resolve_address(address: str | None) -> str:
@@ -75,6 +79,7 @@ class Connection:
             decode=self._decode,
             wake=self._alarm.set,
             chance=random.random,
+            first_submission=1 + secrets.randbits(_SUBMISSION_BITS),
         )
 
     def open(self, timeout_s: float) -> None:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from .. import errors
 from ..logs import logger
 from ..proto import wire
@@ -51,7 +53,7 @@ class Conversation:
     `at`, are monotonic seconds; `silent_s` is for how long the coordinator has not been heard.
 
     Requests that are to be tried again sleep until `due` is called; `wake` is told when that should be, `chance` gives
-    numbers from 0 to 1.
+    numbers from 0 to 1. Submissions are numbered from `first_submission` on, which no other client should use.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Conversation:
         decode: Decode,
         wake: Callable[[float], None] = lambda _at: None,
         chance: Callable[[], float] = lambda: 1.0,
+        first_submission: int = 1,
     ) -> None:
         self.pending = PendingTable()
         self.queries: dict[int, Query] = {}
@@ -83,6 +86,7 @@ class Conversation:
         #: The time last told.
         self._at = -math.inf
         self._query_numbers = itertools.count(1)
+        self._submissions = itertools.count(first_submission)
 
     # -- the caller's wishes ------------------------------------------------------------------------------------------
 
@@ -111,6 +115,7 @@ class Conversation:
 
         The conversation may have ended since the caller looked: then nobody would settle it.
         """
+        entry.submit = msgspec.structs.replace(entry.submit, submission=next(self._submissions))
         self.pending.add(entry)
         try:
             self.require_open(silent_s)
@@ -281,7 +286,7 @@ class Conversation:
 
     def _on_output(self, message: wire.Partial | wire.Final, body: wire.Frames, at: float) -> None:
         """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""
-        entry = self.pending.get(message.request_id)
+        entry = self._meant(message)
         if entry is not None and message.seq == 0:
             entry.restarting = False
         wanted = entry is not None and not entry.restarting
@@ -383,8 +388,15 @@ class Conversation:
         else:
             self._send_again(entry, at)
 
-    def _on_error(self, message: wire.Error, at: float) -> None:
+    def _meant(self, message: wire.Partial | wire.Final | wire.Error) -> Pending | None:
+        """The request that an answer is for: not one that has the same name and came after it."""
         entry = self.pending.get(message.request_id)
+        if entry is None or message.submission not in (0, entry.submit.submission):
+            return None
+        return entry
+
+    def _on_error(self, message: wire.Error, at: float) -> None:
+        entry = self._meant(message)
         if entry is None:
             return
         if message.code == errors.Overloaded.code:

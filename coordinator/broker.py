@@ -87,13 +87,15 @@ class Broker:
 
     def message(self, identity: bytes, frames: wire.Frames, at: float) -> None:
         """A message has come. `identity`: the link's name for its sender, known or not."""
+        submission = 0
         try:
             message = wire.decode(wire.TO_COORDINATOR, frames[0] if frames else b"")
+            submission = message.submission if isinstance(message, wire.Submit) else 0
             if not isinstance(message, wire.Outputs):  # those are refused one by one
                 self._check_size(message, frames)
             self._serve(identity, message, frames[1:], at)
         except errors.TensoryardError as error:
-            self._complain(identity, error)
+            self._complain(identity, error, submission)
 
     def peer_gone(self, identity: bytes, reason: str, at: float) -> None:
         """A peer died, or cannot be reached. All that it sent before is to be passed on first: last words count."""
@@ -174,18 +176,18 @@ class Broker:
                 request_id=message.request_id if isinstance(message, wire.Submit) else None,
             )
 
-    def _complain(self, identity: bytes, error: errors.TensoryardError) -> None:
+    def _complain(self, identity: bytes, error: errors.TensoryardError, submission: int) -> None:
         complaints = self.roster.complain(identity)
         if error.request_id is not None and self.knows(identity):
-            self._end(identity, error.request_id, error)
+            self._end(identity, error.request_id, submission, error)
         elif complaints <= _COMPLAINTS_PER_PEER:
             log.warning("a message of peer %s was refused: %s", identity.hex()[:12], error.text)
             self._send(identity, wire.Refused(code=error.code, text=error.text))
 
-    def _end(self, identity: bytes, request_id: str, error: errors.TensoryardError) -> None:
+    def _end(self, identity: bytes, request_id: str, submission: int, error: errors.TensoryardError) -> None:
         """End a request that the router has not seen."""
         self.router.count(error.outcome)
-        self._send(identity, translation.error_of(error, request_id))
+        self._send(identity, translation.error_of(error, request_id, submission))
 
     def _serve(self, identity: bytes, message: wire.ToCoordinator, body: wire.Frames, at: float) -> None:
         if isinstance(message, wire.Hello):
@@ -278,8 +280,9 @@ class Broker:
             case wire.Submit():
                 room.add(peer.identity, message, body, at)
             case wire.Cancel(request_id=request_id):
-                if room.cancel(peer.identity, request_id):
-                    self._end(peer.identity, request_id, errors.RequestCancelled("cancelled by its client"))
+                if letter := room.cancel(peer.identity, request_id):
+                    cancelled = errors.RequestCancelled("cancelled by its client")
+                    self._end(peer.identity, request_id, letter.message.submission, cancelled)
             case wire.Consumed():
                 room.consume(peer.identity, message)
 
@@ -310,10 +313,11 @@ class Broker:
         for output, frames in zip(outputs, parts, strict=True):
             self._dispatcher.answer(peer.name, output, frames, at)
 
-    def _serve_fleet(self, _peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
+    def _serve_fleet(self, peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
         match message:
             case wire.Deployments():
                 self._handle(translation.deployments_changed(message, at))
+                self._dispatcher.tell_ready(peer)
                 self._open_doors(at)
             case wire.DrainWorker():
                 self._handle(ev.DrainAsked(at=at, worker=message.worker))
@@ -323,7 +327,7 @@ class Broker:
     def _look_into(self, room: WaitingRoom, at: float) -> None:
         for letter in room.expired(at):
             expired = errors.DeadlineExpired("its deadline passed while the cluster came up")
-            self._end(letter.identity, letter.message.request_id, expired)
+            self._end(letter.identity, letter.message.request_id, letter.message.submission, expired)
         if at >= room.open_at:
             self._open_doors(at)
 

@@ -13,7 +13,7 @@ from ..proto import wire
 from . import events as ev
 from . import translation
 from .actions import Action, Forget, Send
-from .records import Limits
+from .records import Limits, WorkerState
 from .roster import Peer, Roster
 from .router import Router
 
@@ -55,7 +55,7 @@ class Dispatcher:
 
     def submit(self, client: str, message: wire.Submit, body: wire.Frames, at: float) -> None:
         """A request has come."""
-        if message.request_id not in self.router.requests:
+        if not self.router.knows(client, message.request_id, message.submission):
             self.bodies[message.request_id] = body
         self.handle(translation.request_arrived(client, message, body, at))
 
@@ -64,6 +64,13 @@ class Dispatcher:
         self._output = (output, frames)
         self.handle(translation.output_arrived(worker, output, at))
         self._output = None
+
+    def tell_ready(self, fleet: Peer) -> None:
+        """A fleet may have missed which workers serve, while it was not connected or another coordinator ran."""
+        for worker in self.router.workers.values():
+            if worker.state is WorkerState.READY:
+                ready = ev.NotifyFleet(worker=worker.name, deployment=worker.deployment, what="ready")
+                self.send(fleet.identity, translation.notice(ready))
 
     def lose(self, peer: Peer, reason: str, at: float) -> None:
         """A peer is gone: forget it, then tell the router. Again is harmless."""

@@ -31,6 +31,7 @@ class RequestArrived(Event, frozen=True):
     window_parts: int = 0
     window_bytes: int = 0
     consumed: int = 0
+    submission: int = 0
 
 
 class CancelAsked(Event, frozen=True):
@@ -62,7 +63,7 @@ class WorkerJoined(Event, frozen=True):
 
 
 class WorkerReadied(Event, frozen=True):
-    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds from before."""
+    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds, of these `submissions`."""
 
     worker: str
     model: str
@@ -73,6 +74,8 @@ class WorkerReadied(Event, frozen=True):
     max_queued: int = 10_000
     max_queued_bytes: int = 8 << 30
     running: tuple[tuple[str, int], ...] = ()
+    #: In the order of `running`; what is missing is not known, like 0.
+    submissions: tuple[int, ...] = ()
 
 
 class WorkerStartFailed(Event, frozen=True):
@@ -162,6 +165,7 @@ class SendRequest(Effect, frozen=True):
     window_parts: int = 0
     window_bytes: int = 0
     consumed: int = 0
+    submission: int = 0
 
 
 class SendCancel(Effect, frozen=True):
@@ -203,6 +207,7 @@ class SendOutput(Effect, frozen=True):
     request_id: str
     seq: int
     done: bool
+    submission: int = 0
 
 
 class SendError(Effect, frozen=True):
@@ -216,6 +221,7 @@ class SendError(Effect, frozen=True):
     outcome: str = "rejected"
     retry_after_s: float = 0.0
     story: tuple[str, ...] = ()
+    submission: int = 0
 
 
 class ForgetBody(Effect, frozen=True):

@@ -68,6 +68,8 @@ class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
     weight_bytes: int
     body_bytes: int
     arrived: float
+    #: Names it apart from others of its RequestID; 0: its client cannot tell.
+    submission: int = 0
     state: RequestState = RequestState.QUEUED
     #: The worker it runs on; "" while QUEUED.
     worker: str = ""
@@ -144,8 +146,8 @@ class Model:
     workers: dict[str, Worker] = field(default_factory=dict)
     #: The sum of the credits of `workers`.
     credits: int = 0
-    #: What its workers held when they joined and no client has asked for again yet: (worker, attempt).
-    adoptable: dict[str, tuple[Worker, int]] = field(default_factory=dict)
+    #: What its workers held when they joined and no client has asked for again yet: (worker, attempt, submission).
+    adoptable: dict[str, tuple[Worker, int, int]] = field(default_factory=dict)
     #: READY workers with a credit, by load and host; without those that are exclusive or reserved.
     free_workers: LeastLoaded = field(default_factory=LeastLoaded)
     #: The worker kept free for the first suspect; "" for none, always so while nothing is suspect.
@@ -188,6 +190,11 @@ class Client:
     weight_bytes: int = 0
 
 
+def same_submission(one: int, other: int) -> bool:
+    """Whether two messages may be about the same wish of a caller; with a peer that cannot tell, they are."""
+    return one == other or not one or not other
+
+
 def check_request(request: Request, models: dict[str, Model], workers: dict[str, Worker]) -> None:
     """A request is in exactly one place, the one its state says."""
     model = models[request.model]
@@ -214,7 +221,7 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
     free = model.free_workers.least()
     assert free is None or not model.queue, f"{name}: {free} is free while requests wait"
     assert free is None or model.reserved or not model.suspects, f"{name}: {free} is free while suspects wait"
-    for request_id, (worker, attempt) in model.adoptable.items():
+    for request_id, (worker, attempt, _) in model.adoptable.items():
         live = requests.get(request_id)
         assert live is None or live.model != name, f"{request_id} is live and was not adopted"
         assert (request_id, attempt) in worker.slots, f"{request_id} is adoptable and in no slot"

@@ -35,6 +35,7 @@ from .records import (
     check_model,
     check_request,
     check_worker,
+    same_submission,
 )
 from .story import Stories, write
 
@@ -95,6 +96,11 @@ class Router:
         effects, self._effects = self._effects, []
         return effects
 
+    def knows(self, client: str, request_id: str, submission: int) -> bool:
+        """Whether a request of that name lives that such an arrival would not replace."""
+        known = self.requests.get(request_id)
+        return known is not None and (known.client != client or same_submission(known.submission, submission))
+
     def story(self, request_id: str) -> tuple[str, ...]:
         """What happened to a request so far, or while it lived."""
         return self._stories.tell(request_id)
@@ -109,9 +115,12 @@ class Router:
     def _on_request(self, event: ev.RequestArrived) -> None:
         known = self.requests.get(event.request_id)
         if known is not None and known.client == event.client:
-            self._tell(known, "sent again by its client, already known")
-            self._move_window(known, event.consumed)
-            return
+            if same_submission(known.submission, event.submission):
+                self._tell(known, "sent again by its client, already known")
+                self._move_window(known, event.consumed)
+                return
+            self._replace(known)
+            known = None
         refusal = self._refusal(event, known)
         if refusal is not None:
             self._refuse(event, refusal)
@@ -134,8 +143,8 @@ class Router:
             return errors.WrongTask(f"model {event.model!r} serves task {model.task!r}, not {event.task!r}")
         if model.unhealthy and not model.workers:
             return errors.DeploymentUnhealthy(_unhealthy_text(model))
-        if event.request_id in model.adoptable:
-            return None  # an earlier coordinator has accepted it, and it runs
+        if _runs_already(model, event.request_id, event.submission):
+            return None  # an earlier coordinator has accepted it
         client = self.clients.get(event.client) or Client()
         return overload(event, model=model, client=client, kept_bytes=self.kept_bytes, limits=self.limits)
 
@@ -148,6 +157,7 @@ class Router:
                 code=error.code,
                 text=error.text,
                 retry_after_s=getattr(error, "retry_after_s", 0.0),
+                submission=event.submission,
             ),
         )
         if event.request_id not in self.requests:
@@ -168,6 +178,7 @@ class Router:
             window_parts=event.window_parts,
             window_bytes=event.window_bytes,
             consumed=event.consumed,
+            submission=event.submission,
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
@@ -178,11 +189,24 @@ class Router:
         if deadline < math.inf:
             self._deadlines.set(request.request_id, deadline)
         self._tell(request, "accepted")
-        running = self.models[request.model].adoptable.pop(request.request_id, None)
-        if running is None:
-            self._enqueue(request)
-        else:
-            self._adopt(request, *running)
+        model = self.models[request.model]
+        runs_already = _runs_already(model, request.request_id, request.submission)
+        worker, attempt, _ = model.adoptable.pop(request.request_id, (None, 0, 0))
+        if worker is not None and runs_already:
+            self._adopt(request, worker, attempt)
+            return
+        if worker is not None:  # at work on another request of that name, which nobody can ask for any more
+            self._effects.append(ev.SendCancel(worker=worker.name, request_id=request.request_id, attempt=attempt))
+        self._enqueue(request)
+
+    def _replace(self, request: Request) -> None:
+        """Its client has given it up, unheard by us, and now asks for something else by its name.
+
+        Whoever waited for it has been told by the client, and what is kept as its body is the newcomer's by now.
+        """
+        self._tell(request, "given up by its client, which sent another request of this name")
+        self._stop_work(request)
+        self._end(request, "cancelled", forget_body=False)
 
     def _adopt(self, request: Request, worker: Worker, attempt: int) -> None:
         """A worker that was here before, or with an earlier coordinator, is at work on it already."""
@@ -295,6 +319,7 @@ class Router:
                 window_parts=request.window_parts,
                 window_bytes=request.window_bytes,
                 consumed=request.consumed,
+                submission=request.submission,
             ),
         )
 
@@ -332,7 +357,13 @@ class Router:
             return
         request.delivered += 1
         self._effects.append(
-            ev.SendOutput(client=request.client, request_id=request.request_id, seq=event.seq, done=event.done),
+            ev.SendOutput(
+                client=request.client,
+                request_id=request.request_id,
+                seq=event.seq,
+                done=event.done,
+                submission=request.submission,
+            ),
         )
         if event.done:
             self.models[request.model].learn(self._at - request.started)
@@ -395,11 +426,12 @@ class Router:
             text=text,
             outcome=outcome,
             story=self.story(request.request_id),
+            submission=request.submission,
         )
         self._effects.append(error)
         self._end(request, outcome)
 
-    def _end(self, request: Request, outcome: str) -> None:
+    def _end(self, request: Request, outcome: str, *, forget_body: bool = True) -> None:
         """The one place where a request leaves the books."""
         if request.state is RequestState.QUEUED:
             self._unqueue(request)
@@ -415,7 +447,8 @@ class Router:
         self.count(outcome)
         self._tell(request, outcome)
         self._stories.end(request.request_id)
-        self._effects.append(ev.ForgetBody(request_id=request.request_id))
+        if forget_body:
+            self._effects.append(ev.ForgetBody(request_id=request.request_id))
 
     def _unqueue(self, request: Request) -> None:
         model = self.models[request.model]
@@ -500,8 +533,9 @@ class Router:
         model.credits += worker.credits
         model.unhealthy = ""
         self._notify(worker.name, event.deployment, "ready")
-        for request_id, attempt in worker.slots:
-            self._find_again(model, worker, request_id, attempt)
+        submissions = dict(zip(event.running, event.submissions, strict=False))
+        for slot in worker.slots:
+            self._find_again(model, worker, *slot, submissions.get(slot, 0))
         if worker.slots:
             self._watch(worker)
         self._offer(model, worker)
@@ -514,13 +548,13 @@ class Router:
         self._effects.append(ev.SendDrain(worker=worker.name))
         self._lose_worker(worker, "start_failed", text)
 
-    def _find_again(self, model: Model, worker: Worker, request_id: str, attempt: int) -> None:
+    def _find_again(self, model: Model, worker: Worker, request_id: str, attempt: int, submission: int) -> None:
         """A worker brings work along. It goes on when its client wants it and nobody else does it, now or later."""
         self._attempts = max(self._attempts, attempt)
         request = self.requests.get(request_id)
         if request is None and request_id not in model.adoptable:
-            model.adoptable[request_id] = (worker, attempt)
-        elif request is not None and request.model == model.name and _waits_for(request, attempt):
+            model.adoptable[request_id] = (worker, attempt, submission)
+        elif request is not None and request.model == model.name and _waits_for(request, attempt, submission):
             self._unqueue(request)
             self._adopt(request, worker, attempt)
         else:
@@ -683,13 +717,20 @@ def _discard(event: ev.OutputArrived) -> ev.SendDiscard:
 
 
 def _forget_adoptable(model: Model, worker: Worker, request_id: str, attempt: int) -> None:
-    if model.adoptable.get(request_id) == (worker, attempt):
+    if model.adoptable.get(request_id, ())[:2] == (worker, attempt):
         del model.adoptable[request_id]
 
 
-def _waits_for(request: Request, attempt: int) -> bool:
+def _runs_already(model: Model, request_id: str, submission: int) -> bool:
+    """A worker is at work on it that was here before, or with an earlier coordinator."""
+    found = model.adoptable.get(request_id)
+    return found is not None and same_submission(found[2], submission)
+
+
+def _waits_for(request: Request, attempt: int, submission: int) -> bool:
     """It waits, and this attempt is its last, or that of an earlier coordinator."""
-    return request.state is RequestState.QUEUED and request.attempt in (0, attempt)
+    waits = request.state is RequestState.QUEUED and request.attempt in (0, attempt)
+    return waits and same_submission(request.submission, submission)
 
 
 def _unhealthy_text(model: Model) -> str:

@@ -41,6 +41,7 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         window_parts=message.window_parts,
         window_bytes=message.window_bytes,
         consumed=message.consumed,
+        submission=message.submission,
     )
 
 
@@ -57,6 +58,7 @@ def worker_readied(worker: str, message: wire.Ready, at: float) -> ev.WorkerRead
         max_queued=message.max_queued,
         max_queued_bytes=message.max_queued_bytes,
         running=tuple((entry.request_id, entry.attempt) for entry in message.running),
+        submissions=tuple(entry.submission for entry in message.running),
     )
 
 
@@ -95,6 +97,7 @@ def request_message(effect: ev.SendRequest) -> wire.Dispatch:
         window_parts=effect.window_parts,
         window_bytes=effect.window_bytes,
         consumed=effect.consumed,
+        submission=effect.submission,
     )
 
 
@@ -114,7 +117,7 @@ def word_to_worker(effect: ev.SendCancel | ev.SendConsumed | ev.SendDiscard | ev
 def output_message(effect: ev.SendOutput, ledger: wire.Ledger | None) -> wire.Partial | wire.Final:
     """PARTIAL or FINAL."""
     kind = wire.Final if effect.done else wire.Partial
-    return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger)
+    return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger, submission=effect.submission)
 
 
 def in_messages(
@@ -143,18 +146,19 @@ def error_message(effect: ev.SendError) -> wire.Error:
         retry_after_s=effect.retry_after_s,
         story=list(effect.story),
         outcome=effect.outcome,
+        submission=effect.submission,
     )
 
 
-def error_of(error: TensoryardError, request_id: str) -> wire.Error:
+def error_of(error: TensoryardError, request_id: str, submission: int) -> wire.Error:
     """ERROR for a request that got no further than its message."""
-    retry_after_s = getattr(error, "retry_after_s", 0.0)
     return wire.Error(
         request_id=request_id,
         code=error.code,
         text=error.text,
-        retry_after_s=retry_after_s,
+        retry_after_s=getattr(error, "retry_after_s", 0.0),
         outcome=error.outcome,
+        submission=submission,
     )
 
 

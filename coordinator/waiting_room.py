@@ -14,6 +14,7 @@ import msgspec
 from ..errors import Overloaded
 from ..proto import wire
 from .queues import LazyHeap
+from .records import same_submission
 
 MAX_LETTERS = 100_000
 
@@ -52,12 +53,18 @@ class WaitingRoom:
         return len(self._letters)
 
     def add(self, identity: bytes, message: wire.Submit, body: wire.Frames, at: float) -> None:
-        """Let a request wait; the same again changes nothing. Overloaded when there is no room for more."""
+        """Let a request wait; the same again changes nothing, another of its name takes its place.
+
+        Raises Overloaded when there is no room for more.
+        """
         size = sum(memoryview(frame).nbytes for frame in body)
         deadline = math.inf if message.deadline_s is None else at + message.deadline_s
         letter = Letter(identity, message, body, size, deadline)
-        if letter.key in self._letters:
-            return
+        waiting = self._letters.get(letter.key)
+        if waiting is not None:
+            if same_submission(waiting.message.submission, message.submission):
+                return
+            self._remove(letter.key)
         mine = len(self._by_client.get(identity, ()))
         over = len(self._letters) >= MAX_LETTERS or mine >= self._max_per_client
         if over or self._bytes + size > self._max_bytes:
@@ -72,9 +79,9 @@ class WaitingRoom:
         if deadline < math.inf:
             self._deadlines.set(letter.key, deadline)
 
-    def cancel(self, identity: bytes, request_id: str) -> bool:
-        """Whether a client's request waited; it does no more."""
-        return self._remove(f"{identity.hex()} {request_id}") is not None
+    def cancel(self, identity: bytes, request_id: str) -> Letter | None:
+        """A client's request, if it waited; it does no more."""
+        return self._remove(f"{identity.hex()} {request_id}")
 
     def consume(self, identity: bytes, told: wire.Consumed) -> None:
         """More of a waiting request's stream, which an earlier coordinator passed on, has been read."""

@@ -94,6 +94,9 @@ class Submit(Message, frozen=True, tag="SUBMIT"):
     window_bytes: Count = 0
     #: Outputs of it that have been read already, when it is sent again.
     consumed: Count = 0
+    #: Names this wish of its caller's: its answers carry it, and what comes again with it is the same request. Another
+    #: one under the same RequestID is another request. 0, from older peers: not known.
+    submission: Count = 0
 
 
 class Cancel(Message, frozen=True, tag="CANCEL"):
@@ -139,6 +142,7 @@ class Running(Message, frozen=True):
 
     request_id: Id
     attempt: Count
+    submission: Count = 0
 
 
 class Ready(Message, frozen=True, tag="READY"):
@@ -234,6 +238,7 @@ class Partial(Message, frozen=True, tag="PARTIAL"):
     request_id: Id
     seq: Count
     ledger: Ledger | None = None
+    submission: Count = 0
 
 
 class Final(Message, frozen=True, tag="FINAL"):
@@ -242,6 +247,7 @@ class Final(Message, frozen=True, tag="FINAL"):
     request_id: Id
     seq: Count
     ledger: Ledger | None = None
+    submission: Count = 0
 
 
 class Answers(Message, frozen=True, tag="ANSWERS"):
@@ -261,6 +267,7 @@ class Error(Message, frozen=True, tag="ERROR"):
     story: list[str] = []
     #: How the coordinator counts it: one of `errors.OUTCOMES`.
     outcome: Word = ""
+    submission: Count = 0
 
 
 class Report(Message, frozen=True, tag="REPORT"):
@@ -280,6 +287,7 @@ class Dispatch(Message, frozen=True, tag="REQUEST"):
     window_parts: Count = 0
     window_bytes: Count = 0
     consumed: Count = 0
+    submission: Count = 0
 
 
 class CancelWork(Message, frozen=True, tag="CANCEL_WORK"):

@@ -26,6 +26,8 @@ class Work:
     context: OneShotContext
     #: Monotonic seconds.
     arrived: float
+    #: As in REQUEST; 0: not known.
+    submission: int = 0
     #: Outputs sent so far: the number of the next.
     seq: int = 0
     #: What the ledger will say.

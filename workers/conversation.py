@@ -57,8 +57,8 @@ class Requests(Protocol):
     def drain(self) -> None:
         """Nothing new comes."""
 
-    def held(self) -> list[Key]:
-        """Every request taken in and not finished."""
+    def held(self) -> dict[Key, int]:
+        """Every request taken in and not finished, with its submission."""
 
 
 class Memory(Protocol):
@@ -173,7 +173,8 @@ class Conversation:
 
     def _announce(self, ready: wire.Ready) -> None:
         running = [
-            wire.Running(request_id=request_id, attempt=attempt) for request_id, attempt in self._requests.held()
+            wire.Running(request_id=request_id, attempt=attempt, submission=submission)
+            for (request_id, attempt), submission in self._requests.held().items()
         ]
         self._post(msgspec.structs.replace(ready, running=running))
 

@@ -152,7 +152,7 @@ class FleetRunner:
 
     def on_beat(self, silent_s: float) -> wire.Heartbeat:
         """We live; says to the fleet whether the coordinator does."""
-        if silent_s > self._settings.heartbeat_s:
+        if silent_s >= self._settings.heartbeat_s:
             self._inbox.put(self._fleet.coordinator_silent)
         return wire.Heartbeat()
 

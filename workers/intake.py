@@ -94,8 +94,8 @@ class Intake:
         self._lock = threading.Lock()
         #: Requests to be read in a thread of their own, by the pool they lie in; each queue has its thread.
         self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
-        #: Those in the queues and in their threads' hands, each with how many outputs of it have been read.
-        self._arriving: dict[Key, int] = {}
+        #: Those in the queues and in their threads' hands; `consumed` in them follows what is read meanwhile.
+        self._arriving: dict[Key, wire.Dispatch] = {}
         self._draining = False
 
     def begin(self, pipeline: Pipeline[Any, Any], task: PipelineTask) -> None:
@@ -132,8 +132,10 @@ class Intake:
     def consume(self, key: Key, parts: int) -> None:
         """So many outputs of an attempt's stream have been read."""
         with self._lock:
-            if key in self._arriving:
-                self._arriving[key] = max(self._arriving[key], parts)
+            arriving = self._arriving.get(key)
+            if arriving is not None:
+                if parts > arriving.consumed:
+                    self._arriving[key] = msgspec.structs.replace(arriving, consumed=parts)
                 return
         self._inbox.consume(*key, parts)
 
@@ -142,12 +144,12 @@ class Intake:
         self._draining = True
         self._settle()
 
-    def held(self) -> list[Key]:
-        """Every request taken in and not finished."""
+    def held(self) -> dict[Key, int]:
+        """Every request taken in and not finished, with its submission."""
         with self._lock:
-            arriving = list(self._arriving)
+            arriving = {key: message.submission for key, message in self._arriving.items()}
         # In this order, so that one which gets from there to here meanwhile is not missed.
-        return list(dict.fromkeys([*arriving, *((work.request_id, work.attempt) for work in self._inbox.held())]))
+        return arriving | {(work.request_id, work.attempt): work.submission for work in self._inbox.held()}
 
     def housekeep(self) -> None:
         """See `Reader.housekeep`."""
@@ -174,7 +176,8 @@ class Intake:
         if request.request_id.value != message.request_id:
             raise errors.InvalidRequest("the body carries another RequestID than its envelope")
         window = Window(parts=message.window_parts, size_bytes=message.window_bytes, consumed=message.consumed)
-        work = Work(message.request_id, message.attempt, self._context(request), arrived, window=window)
+        context = self._context(request)
+        work = Work(message.request_id, message.attempt, context, arrived, message.submission, window=window)
         work.request_socket_bytes = len(wire.encode(message)) + wire.size_of(body)
         return work
 
@@ -224,7 +227,7 @@ class Intake:
     def _queue(self, pool_name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
         """Leave a request to the thread of its client, which may have to be started."""
         with self._lock:
-            self._arriving[message.request_id, message.attempt] = message.consumed
+            self._arriving[message.request_id, message.attempt] = message
             queue = self._queues.get(pool_name)
             if queue is not None:
                 queue.append((message, body, arrived))
@@ -253,7 +256,7 @@ class Intake:
             if key not in self._arriving:  # cancelled, and answered, meanwhile
                 return
             if isinstance(outcome, Work):
-                outcome.window.consume(self._arriving[key])
+                outcome.window.consume(self._arriving[key].consumed)
                 self._put(outcome)
             del self._arriving[key]
         if isinstance(outcome, Exception):

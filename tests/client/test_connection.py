@@ -240,7 +240,7 @@ def test_it_introduces_itself_as_a_client(hub, client):
 
 
 def test_the_envelope_says_what_a_coordinator_needs(hub, client):
-    """SUBMIT carries id, task, model, priority, deadline, window, and how many bytes lie in whose shared memory."""
+    """SUBMIT carries id, task, model, priority, deadline, window, how many bytes lie in whose memory, a number."""
     client.submit(request(large(), request_id=RequestID("big")), deadline_s=12, priority=np.int64(-3))
     client.submit(request("small"))
     big, small = hub.wait(wire.Submit, 2)
@@ -254,7 +254,9 @@ def test_the_envelope_says_what_a_coordinator_needs(hub, client):
         shared_bytes=LARGE,
         window_parts=CALM.stream_window_parts,
         window_bytes=CALM.stream_window_bytes,
+        submission=big.submission,
     )
+    assert small.submission == big.submission + 1
     assert (small.host, small.shared_bytes, small.deadline_s, small.priority) == ("", 0, None, 0)
 
 

@@ -35,16 +35,15 @@ WELCOME = wire.Welcome(
 class Scene:
     """A conversation, what it posts, and what callers heard. A body is its only frame; `faults` make it unreadable."""
 
-    def __init__(self, *, welcome=True):
+    def __init__(self, *, welcome=True, **how):
         self.at = 10.0
         self.posted = []
         self.faults = {}
         self.decoded = []
         self.ends = {}
         self.alarms = []
-        self.conversation = Conversation(
-            address="ipc://x", reconnect_s=15.0, post=self.post, decode=self.decode, wake=self.alarms.append
-        )
+        shell = {"post": self.post, "decode": self.decode, "wake": self.alarms.append}
+        self.conversation = Conversation(address="ipc://x", reconnect_s=15.0, **shell, **how)
         if welcome:
             self.conversation.welcomed(WELCOME, self.at)
 
@@ -197,6 +196,51 @@ def test_answers_to_nobody_change_nothing(scene, message):
     assert scene.take() == []
     assert not reply.done
     assert scene.decoded == ([b"body"] if isinstance(message, wire.Final | wire.Partial) else [])
+
+
+@pytest.mark.parametrize("kind", ["partial", "final", "error"])
+def test_w_38_an_answer_to_what_was_given_up_is_nobodys(scene, kind):
+    """A request that ended here alone may be answered yet; another of its name does not take that for its own.
+
+    An output is read all the same, which takes its lease. An answer that names no submission counts: older peers'.
+    """
+    scene.submit()
+    scene.conversation.beat(16.0)
+    reply = scene.submit()
+    first, second = (message.submission for message, _ in scene.posted)
+    assert second == first + 1
+    answers = {
+        "partial": lambda submission: wire.Partial(request_id="r", seq=0, submission=submission),
+        "final": lambda submission: wire.Final(request_id="r", seq=0, submission=submission),
+        "error": lambda submission: wire.Error(request_id="r", code="expired", text="", submission=submission),
+    }
+    scene.faults[b"gone"] = errors.SegmentGone("its memory, too")
+    for body in (b"first's", b"gone"):
+        scene.say(answers[kind](first), body)
+    assert not reply.outputs_from(0)[0]
+    assert not reply.done
+    assert scene.decoded == ([] if kind == "error" else [b"first's", b"gone"])
+    assert scene.take() == ["Submit", "Submit"]
+    scene.say(answers[kind](second if kind == "final" else 0), b"second's")
+    assert ending(reply) is errors.DeadlineExpired if kind == "error" else reply.outputs_from(0)[0] == [b"second's"]
+
+
+def test_what_is_sent_again_is_the_same_submission(scene):
+    """To a new coordinator, and after a result was lost."""
+    scene.submit()
+    scene.conversation.welcomed(WELCOME, scene.at)
+    scene.partial(3)
+    assert len({message.submission for message, _ in scene.posted if isinstance(message, wire.Submit)}) == 1
+
+
+def test_submissions_of_two_clients_differ():
+    """Each counts from a number of its own."""
+    scenes = [Scene(first_submission=number) for number in (5, 1 << 40)]
+    for scene in scenes:
+        scene.submit("a")
+        scene.submit("b")
+    told = [[message.submission for message, _ in scene.posted] for scene in scenes]
+    assert told == [[5, 6], [1 << 40, (1 << 40) + 1]]
 
 
 def test_an_error_ends_a_request_once(scene):

@@ -330,6 +330,35 @@ def test_an_answer_of_a_lost_attempt_is_discarded(scene):
     assert scene.take(b"c", wire.Final)[1] == [b"good"]
 
 
+def test_a_request_that_was_given_up_makes_way(scene):
+    """Another submission of its id gets its own body run and its own answer; the body of the first is not kept."""
+    scene.worker(b"w", credits=2)
+    scene.client(b"c")
+    scene.say(b"c", submit("r", submission=7), b"first")
+    scene.take(b"w", wire.Dispatch)
+    scene.say(b"c", submit("r", submission=8), b"second")
+    (cancel, _), (dispatch, body) = scene.all(b"w")
+    assert isinstance(cancel, wire.CancelWork)
+    assert (dispatch.submission, body) == (8, [b"second"])
+    scene.say(b"w", wire.Outputs(outputs=[output(dispatch)]), b"answer")
+    assert scene.take(b"c", wire.Final)[0].submission == 8
+    assert scene.broker.bodies == {}
+
+
+def test_errors_before_the_router_tell_their_submission(scene):
+    """As the router's own do: a message that is too large, and what waits for the fleet."""
+    scene = Scene(Settings(max_message_bytes=100, settle_s=5.0), expects_fleet=True)
+    scene.client(b"c")
+    scene.say(b"c", submit("large", submission=7), bytes(200))
+    assert scene.take(b"c", wire.Error)[0].submission == 7
+    scene.say(b"c", submit("r", submission=8, deadline_s=1.0), b"body")
+    scene.say(b"c", submit("s", submission=9), b"body")
+    scene.say(b"c", wire.Cancel(request_id="s"))
+    assert scene.take(b"c", wire.Error)[0].submission == 9
+    scene.wait(1.0)
+    assert scene.take(b"c", wire.Error)[0].submission == 8
+
+
 def test_outputs_that_do_not_add_up_are_errors(scene):
     """Where frames and counts disagree, each of the requests is answered by an error of its own."""
     scene.worker(b"w")
@@ -518,6 +547,16 @@ def test_what_is_read_while_a_request_waits_for_the_fleet_is_not_forgotten():
     scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
     assert scene.take(b"w", wire.Dispatch)[0].consumed == 5
     assert scene.all(b"c") == []
+
+
+def test_a_fleet_that_comes_later_hears_who_is_ready(scene):
+    """It may have missed the news; else it would take such a worker for one that never started, and end it."""
+    scene.worker(b"w", name="d-1")
+    scene.join(b"s", "worker", name="d-2")
+    scene.join(b"f", "fleet")
+    assert scene.all(b"f") == []
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    assert scene.take(b"f", wire.WorkerNotice)[0] == wire.WorkerNotice(worker="d-1", deployment="d", what="ready")
 
 
 def test_a_deadline_passes_while_a_request_waits_for_the_fleet():

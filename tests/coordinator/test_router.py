@@ -393,6 +393,59 @@ def test_a_request_id_can_be_used_again(yard):
     assert yard.forgotten("r") == 2
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_w_39_another_submission_of_an_id_is_another_request(yard, runs):
+    """A client that gave a request up, unheard by us, and asks for something else by its name, gets that and no more.
+
+    Nobody hears of the first, whose work is stopped and whose answer is nobody's.
+    """
+    yard.start("w", credits=2) if runs else yard.expect("m")
+    yard.submit("r", deadline_s=1.0, body_bytes=3, submission=7)
+    effects = yard.submit("r", priority=4, body_bytes=5, submission=8)
+    if runs:
+        assert effects == [
+            ev.SendCancel(worker="w", request_id="r", attempt=1),
+            ev.SendRequest(worker="w", request_id="r", attempt=2, deadline_s=None, submission=8),
+        ]
+        assert kinds(yard.answer("w", "r", attempt=1)) == ["SendDiscard"]
+    else:
+        assert effects == []
+        assert yard.router.models["m"].queued_bytes == 5
+        yard.start("w")
+    yard.tick(2.0)
+    assert yard.ends("r") == []
+    assert only(ev.SendOutput, yard.answer("w", "r")).submission == 8
+    assert (yard.ends("r"), yard.forgotten("r")) == (["done"], 1)
+    assert yard.router.outcomes == {"cancelled": 1, "finished": 1}
+    assert yard.is_empty()
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 8), (8, 0), (8, 8)])
+def test_a_submission_that_is_not_known_is_the_same(yard, first, second):
+    """Where one side cannot tell, as an older client, the same id is the same request."""
+    yard.start("w")
+    yard.submit("r", submission=first)
+    assert yard.submit("r", submission=second) == []
+
+
+def test_another_submission_that_is_refused_leaves_nothing(yard):
+    """The first is given up all the same; its name, and the body kept under it, are forgotten."""
+    yard.start("w")
+    yard.submit("r", submission=7)
+    yard.feed(ev.ShutdownAsked)
+    effects = yard.submit("r", submission=8)
+    assert kinds(effects) == ["SendCancel", "SendError", "ForgetBody"]
+    assert (effects[1].code, effects[1].submission) == ("shutting_down", 8)
+    assert list(yard.router.requests) == []
+
+
+def test_an_error_tells_its_submission(yard):
+    """As every answer does."""
+    yard.start("w")
+    yard.submit("r", submission=7)
+    assert only(ev.SendError, yard.cancel("r")).submission == 7
+
+
 def test_shutdown_refuses_what_is_new_and_finishes_the_rest(yard):
     """After a shutdown was asked for, accepted requests still run, and known ones may be sent again."""
     yard.start("w")
@@ -1219,6 +1272,40 @@ def test_a_request_that_came_before_its_worker_is_adopted(yard):
     assert yard.router.models["m"].queued_bytes == 0
     yard.answer("w", "r", attempt=3)
     assert yard.ends("r") == ["done"]
+
+
+@pytest.mark.parametrize("worker_first", [True, False])
+@pytest.mark.parametrize(("held", "asked"), [(7, 8), (7, 7), (0, 8), (7, 0)])
+def test_work_on_another_request_of_that_name_is_not_adopted(yard, worker_first, held, asked):
+    """What a worker brings along is the answer to what was submitted then; a submission that is not known is the same.
+
+    Seen in a simulation: a client gave a request up, its memory was used for another, and that got the first's answer.
+    """
+    yard.expect("m")
+
+    def start():
+        return yard.start("w", credits=2, running=(("r", 3),), submissions=(held,))
+
+    effects = start() if worker_first else []
+    effects += yard.submit("r", submission=asked)
+    effects += [] if worker_first else start()
+    if held and asked and held != asked:
+        assert yard.of(ev.SendCancel, effects) == [ev.SendCancel(worker="w", request_id="r", attempt=3)]
+        assert yard.sent(effects) == [("w", "r")]
+        yard.answer("w", "r", attempt=3)
+        assert yard.ends("r") == []
+    else:
+        assert yard.sent(effects) == []
+        yard.answer("w", "r", attempt=3)
+        assert yard.ends("r") == ["done"]
+
+
+def test_work_that_cannot_be_adopted_opens_no_door(yard):
+    """A request of the same name as running work is admitted like any other."""
+    yard.expect("m", max_queued=1)
+    yard.start("w", credits=1, running=(("r", 3),), submissions=(7,), max_queued=1)
+    yard.submit("other")
+    assert only(ev.SendError, yard.submit("r", submission=8)).code == "overloaded"
 
 
 def test_work_of_before_takes_credits(yard):

@@ -34,6 +34,7 @@ class Life:
     client: str
     model: str
     deadline: float
+    submission: int = 0
     next_seq: int = 0
     #: It has had its one terminal effect, or its client is gone.
     ended: bool = False
@@ -105,6 +106,7 @@ class World:
         assert not life.ended, "an output after the end"
         assert life.client == effect.client
         assert effect.seq == life.next_seq == event.seq, "a part is missing, or comes twice"
+        assert effect.submission == life.submission
         assert effect.done == event.done
         life.next_seq += 1
         life.ended = effect.done
@@ -119,6 +121,7 @@ class World:
             return
         assert not life.ended, "a second end"
         assert life.client == effect.client
+        assert effect.submission == life.submission
         assert effect.code != "expired" or life.deadline <= self.at
         assert effect.retry_after_s >= 0
         assert (effect.retry_after_s > 0) == (effect.code == "overloaded")
@@ -131,6 +134,7 @@ class World:
     def take_SendRequest(self, effect, event):
         life, worker = self.lives[effect.request_id], self.known[effect.worker]
         assert not life.ended
+        assert effect.submission == life.submission
         assert worker.state == "ready"
         assert worker.model == life.model
         assert len(worker.held) < worker.credits, "sent without a credit"
@@ -196,11 +200,26 @@ class World:
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
-    def submit(self, request_id, client, *, model="m", wrong_task=False, priority=0, deadline_s=None, shared=0, body=0):
+    def submit(
+        self,
+        request_id,
+        client,
+        *,
+        model="m",
+        wrong_task=False,
+        priority=0,
+        deadline_s=None,
+        shared=0,
+        body=0,
+        submission=0,
+    ):
         life = self.lives.get(request_id)
+        if life is not None and life.client == client and len({0, life.submission, submission}) == 3:
+            self.ends += 1  # its client has given it up
+            life = None
         if life is None:
             deadline = math.inf if deadline_s is None else self.at + deadline_s
-            self.lives[request_id] = Life(client, model, deadline)
+            self.lives[request_id] = Life(client, model, deadline, submission)
         effects = self.feed(
             ev.RequestArrived,
             client=client,
@@ -212,6 +231,7 @@ class World:
             host="h1",
             shared_bytes=shared,
             body_bytes=body,
+            submission=submission,
         )
         if life is not None:
             assert len(effects) == (life.client != client), "a duplicate has an effect"
@@ -242,7 +262,7 @@ class World:
         effects = self.feed(ev.WorkerJoined, worker=worker, host=host)
         assert [e.what for e in effects if isinstance(e, ev.NotifyFleet)] == ["gone"] * replaced
 
-    def ready(self, worker, *, model="m", wrong_task=False, room=1, invented=()):
+    def ready(self, worker, *, model="m", wrong_task=False, room=1, invented=(), submissions=()):
         """READY, with what the process still holds and, when it lies, with what it never had."""
         running = (*self.processes.get(worker, {}), *invented)
         fields = {
@@ -251,7 +271,8 @@ class World:
             "deployment": "d",
             "credits": room,
         }
-        self.feed(ev.WorkerReadied, worker=worker, running=running, hang_limit_s=HANG_LIMIT_S, **fields, **BOUNDS)
+        told = {"running": running, "submissions": submissions}
+        self.feed(ev.WorkerReadied, worker=worker, hang_limit_s=HANG_LIMIT_S, **told, **fields, **BOUNDS)
         if worker in self.known and self.known[worker].state == "ready":
             for slot in invented:
                 self.processes.setdefault(worker, {}).setdefault(slot, 0)
@@ -444,6 +465,7 @@ WORKERS = st.sampled_from(["w0", "w1", "w2", "w3"])
 MODELS = st.sampled_from(["m", "m", "m", "n"])
 VERBS = st.sampled_from(["final", "part", "part", "error", "gap", "repeat", "early", "late"])
 NUMBERS = st.integers(0, 7)
+SUBMISSIONS = st.integers(0, 2)
 RARELY = st.integers(0, 15).map(lambda number: number == 15)
 
 
@@ -464,13 +486,14 @@ class HostileWorld(RuleBasedStateMachine):
         deadline_s=st.sampled_from([None, None, 0.0, 1.0, 30.0]),
         shared=st.sampled_from([0, 10, 150]),
         body=st.sampled_from([0, 5]),
+        submission=SUBMISSIONS,
     )
     def submit(self, request_id, client, **fields):
         self.world.submit(request_id, client, **fields)
 
-    @rule(request_id=REQUESTS, client=CLIENTS)
-    def submit_simply(self, request_id, client):
-        self.world.submit(request_id, client)
+    @rule(request_id=REQUESTS, client=CLIENTS, submission=SUBMISSIONS)
+    def submit_simply(self, request_id, client, submission):
+        self.world.submit(request_id, client, submission=submission)
 
     @rule(worker=WORKERS, model=MODELS, room=st.integers(1, 3))
     def start(self, worker, model, room):
@@ -489,6 +512,7 @@ class HostileWorld(RuleBasedStateMachine):
         wrong_task=RARELY,
         room=st.integers(1, 3),
         invented=st.lists(st.tuples(REQUESTS, st.integers(0, 5)), max_size=2),
+        submissions=st.lists(SUBMISSIONS, max_size=3).map(tuple),
     )
     def ready(self, worker, **fields):
         self.world.ready(worker, **fields)
@@ -617,6 +641,7 @@ class Simulation:
                 model=rng.choice("mmmn"),
                 priority=rng.randrange(-3, 3) if rng.random() < 0.2 else 0,
                 deadline_s=rng.choice((None, 0.05, 5.0, 3600.0)),
+                submission=rng.choice((0, 1, 1, 2)),
                 shared=rng.choice((0, 20)),
                 body=5,
             )

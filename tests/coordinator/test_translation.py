@@ -11,7 +11,7 @@ from tensoryard.proto import wire
 
 WINDOW = {"window_parts": 4, "window_bytes": 5, "consumed": 6}
 SUBMIT = wire.Submit(
-    request_id="r", task="t", model="m", priority=3, deadline_s=2.5, host="h", shared_bytes=7, **WINDOW
+    request_id="r", task="t", model="m", priority=3, deadline_s=2.5, host="h", shared_bytes=7, **WINDOW, submission=8
 )
 READY = wire.Ready(
     model="m",
@@ -21,7 +21,7 @@ READY = wire.Ready(
     hang_limit_s=6.0,
     max_queued=7,
     max_queued_bytes=8,
-    running=[wire.Running(request_id="r", attempt=9)],
+    running=[wire.Running(request_id="r", attempt=9, submission=8)],
 )
 OUTPUT = wire.Output(request_id="r", attempt=4, seq=5, done=True, frames=1, code="c", text="x")
 EXPECTED = wire.Expected(
@@ -38,7 +38,7 @@ def shared_fields(one, other):
 @pytest.mark.parametrize(
     ("message", "event", "names"),
     [
-        (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 10),
+        (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 11),
         (READY, translation.worker_readied("w", READY, 1.0), 8),
         (OUTPUT, translation.output_arrived("w", OUTPUT, 1.0), 6),
         (EXPECTED, translation.deployments_changed(wire.Deployments(deployments=[EXPECTED]), 1.0).deployments[0], 7),
@@ -58,6 +58,7 @@ def test_events_say_who_and_when():
     request = translation.request_arrived("c", SUBMIT, [b"ab", memoryview(b"cde")], 1.0)
     assert (request.client, request.at, request.body_bytes) == ("c", 1.0, 5)
     assert translation.worker_readied("w", READY, 2.0).worker == "w"
+    assert translation.worker_readied("w", READY, 2.0).submissions == (8,)
     assert translation.output_arrived("w", OUTPUT, 3.0).at == 3.0
 
 
@@ -99,6 +100,8 @@ def test_what_cannot_be_passed_on_becomes_an_error():
 
 def test_an_error_tells_when_to_try_again():
     """`retry_after_s` travels where an error has one."""
-    told = translation.error_of(Overloaded("full", retry_after_s=2.0), "r")
-    assert told == wire.Error(request_id="r", code="overloaded", text="full", retry_after_s=2.0, outcome="rejected")
-    assert translation.error_of(DecodeError("x"), "r").retry_after_s == 0.0
+    told = translation.error_of(Overloaded("full", retry_after_s=2.0), "r", 8)
+    assert told == wire.Error(
+        request_id="r", code="overloaded", text="full", retry_after_s=2.0, outcome="rejected", submission=8
+    )
+    assert translation.error_of(DecodeError("x"), "r", 0).retry_after_s == 0.0

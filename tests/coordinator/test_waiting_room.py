@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tensoryard.coordinator.waiting_room import MAX_LETTERS, WaitingRoom
@@ -70,15 +71,22 @@ def test_the_same_again_changes_nothing(room) -> None:
     assert _names(room) == ["1"]
 
 
+def test_another_of_the_same_name_takes_its_place(room) -> None:
+    """A client that has given a request up may ask for another by its name; one that cannot tell asks for the same."""
+    room.add(b"a", _submit("1"), [b"1234567890"], 0.0)
+    for submission, body in [(7, b"unheeded"), (7, b"this too")]:
+        room.add(b"a", msgspec.structs.replace(_submit("1"), submission=submission), [body], 0.0)
+    assert [letter.body for letter in room.empty(0.0)] == [[b"1234567890"]]
+    for submission in (7, 8, 8, 9):
+        room.add(b"a", msgspec.structs.replace(_submit("1"), submission=submission), [b"of %d" % submission], 0.0)
+    assert [letter.body for letter in room.empty(0.0)] == [[b"of 9"]]
+
+
 def test_what_is_cancelled_makes_room(room) -> None:
     """A cancel ends its client's request, once; nobody else's."""
     room.add(b"a", _submit("1"), [b"1234567890"], 0.0)
-    assert [room.cancel(b"b", "1"), room.cancel(b"a", "2"), room.cancel(b"a", "1"), room.cancel(b"a", "1")] == [
-        False,
-        False,
-        True,
-        False,
-    ]
+    cancelled = [room.cancel(b"b", "1"), room.cancel(b"a", "2"), room.cancel(b"a", "1"), room.cancel(b"a", "1")]
+    assert [letter is not None for letter in cancelled] == [False, False, True, False]
     room.add(b"b", _submit("2"), [b"1234567890"], 0.0)
     assert _names(room) == ["2"]
 

@@ -104,7 +104,8 @@ class Asked:
         return "" if self.ask.kind == "bad_option" else "there is nothing wrong with it"
 
     def _when_unknown_model(self):
-        if self.ask.kind == "stranger" or not self.site.plan.fleet or self.site.unheard_fleet:
+        site = self.site
+        if self.ask.kind == "stranger" or not site.plan.fleet or site.unheard_fleet or site.shutting_down:
             return ""
         return "its model is served"
 
@@ -225,7 +226,7 @@ def leftovers(site):
         if worker.alive:
             left += _left_in_worker(worker)
     for client in site.clients:
-        if client.alive and client.conversation.queries:
+        if client.alive and client.conversation.queries and not site.shutting_down:
             left.append(f"{client.name} waits for answers to {len(client.conversation.queries)} questions")
     if site.network.hub is not None:
         left += _left_in_broker(site.network.hub.broker)

@@ -58,7 +58,11 @@ class Client(Peer):
         self._pool = None
         self.reader = site.memory.make_reader(self)
         self.conversation = Conversation(
-            address="sim", reconnect_s=plan.settings.reconnect_s, post=self.post, decode=self._decode
+            address="sim",
+            reconnect_s=plan.settings.reconnect_s,
+            post=self.post,
+            decode=self._decode,
+            first_submission=1 + self.world.rng.getrandbits(52),
         )
         #: Results that were gone when they came.
         self.results_lost = 0

@@ -11,6 +11,8 @@ import numpy as np
 
 from tensoryard.errors import PoolExhausted
 
+from .processes import Process
+
 
 def is_named(name, envelope):
     """Whether an envelope is a message of that name."""
@@ -104,6 +106,8 @@ class Faults:
     def _done(self, fault, act, victim):
         self.struck[fault.what] = self.struck.get(fault.what, 0) + 1
         self._world.note("fault", fault.what, getattr(victim, "name", ""), fault.for_s)
+        if isinstance(victim, Process):
+            victim.struck = True
         act(victim, fault.for_s)
 
     def _candidates(self, noun):
@@ -160,6 +164,7 @@ class Faults:
     def _pause_host(self, _pick, for_s):
         """All processes stop at once, as when a virtual machine is moved."""
         for process in self._site.processes():
+            process.struck = True
             self._freeze(process, for_s)
 
     def _partition(self, pick, for_s):

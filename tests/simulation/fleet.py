@@ -5,12 +5,14 @@ Where there is no fleet, `ByHand` starts a new worker for each that ends.
 
 from __future__ import annotations
 
+from tensoryard.coordinator.records import WorkerState
 from tensoryard.proto import wire
-from tensoryard.workers.fleet import Announce, Drain, Finished, Fleet, Kill, Launch
+from tensoryard.workers.fleet import Announce, Drain, Finished, Fleet, Kill, Launch, MemberState
 from tensoryard.workers.fleet_runner import _deployments_message
 
 from .processes import Peer
 from .worker import Worker
+from .world import Violation
 
 #: How often delays and limits are looked at.
 _TICK_S = 0.7
@@ -49,13 +51,24 @@ class FleetProcess(Peer):
                 case Drain():
                     self.post(wire.DrainWorker(worker=effect.name))
                 case Kill():
-                    if effect.name in self.children:
-                        self.children[effect.name].kill()
+                    self._kill(effect.name)
                 case Announce():
                     self.post(_deployments_message(effect))
                 case Finished():
                     self.finished = True
                     self.soon(self.leave)
+
+    def _kill(self, name):
+        worker = self.children.get(name)
+        if worker is None:
+            return
+        member = next(member for member in self.fleet.members if member.name == name)
+        hub = self.site.network.hub
+        known = hub.broker.router.workers.get(name) if hub is not None else None
+        serves = known is not None and known.state is WorkerState.READY
+        if serves and member.trouble.startswith("it was starting"):
+            raise Violation(f"{name} serves, and the fleet ends it as one that never started")
+        worker.kill()
 
     def _launch(self, effect):
         serves = next(serves for serves in self.site.plan.serves if serves.deployment == effect.deployment)
@@ -67,7 +80,10 @@ class FleetProcess(Peer):
         self.later(self.world.rng.random() * _SEES_IN_S, self._has_ended, name, text)
 
     def _has_ended(self, name, text):
-        self.children.pop(name, None)
+        worker = self.children.pop(name)
+        member = next(member for member in self.fleet.members if member.name == name)
+        struck = worker.struck or self.connection.partitioned
+        self.site.died_starting += struck and member.state is MemberState.STARTING
         self._perform(self.fleet.worker_ended(name, text, self.clock()))
 
     def ended(self, *, killed):
@@ -95,7 +111,7 @@ class FleetProcess(Peer):
         raise AssertionError(f"the fleet was refused: {error}")
 
     def on_beat(self, silent_s):
-        if silent_s > self.site.plan.settings.heartbeat_s:
+        if silent_s >= self.site.plan.settings.heartbeat_s:
             self._perform(self.fleet.coordinator_silent())
         return wire.Heartbeat()
 

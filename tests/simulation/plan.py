@@ -142,7 +142,7 @@ def _settings(rng, tight):
         liveness_s=heartbeat_s * rng.choice((2.0, 3.0)),
         reconnect_s=rng.choice((4.0, 8.0, 20.0)),
         orphan_s=rng.choice((6.0, 20.0, 60.0)),
-        settle_s=rng.choice((2.0, 4.0)),
+        settle_s=heartbeat_s + rng.choice((2.0, 4.0)),
         claim_timeout_s=rng.choice((4.0, 10.0)),
         pool_idle_s=rng.choice((1.0, 30.0)),
         drain_s=rng.choice((3.0, 10.0)),

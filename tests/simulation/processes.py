@@ -36,6 +36,8 @@ class Process:
         self.seen = seen
         self.alive = True
         self.frozen = False
+        #: A fault has struck it.
+        self.struck = False
         #: Its monotonic clock began some time ago; it may leap.
         self.offset_s = self.world.rng.uniform(0, 1e6)
         #: Connections to other processes' pools, as weak references.
@@ -111,7 +113,7 @@ class Peer(Process):
 
     def join(self):
         """Begin the session."""
-        identity = self.name.encode()
+        identity = f"{self.name}/{len(self.site.network.connections)}".encode()  # names may be used again
         hello = wire.Hello(
             version=wire.WIRE_VERSION,
             role=self.role,

@@ -51,7 +51,7 @@ class Site:
         #: A coordinator opened its doors before its fleet had spoken.
         self.unheard_fleet = False
         self.shutting_down = False
-        #: Workers that died before they were ready.
+        #: Workers that something went wrong with, and that ended before the fleet knew that they were ready.
         self.died_starting = 0
         self._lives = {}
         self._starts = {}

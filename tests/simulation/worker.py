@@ -135,8 +135,9 @@ class Worker(Peer):
         executed = self.engine.execute(batch)
         pipeline = self.pipeline
         if pipeline.dies:
+            self.struck = True
             self.later(pipeline.takes_s * self.world.rng.random(), self.kill)
-        if not pipeline.hangs:
+        elif not pipeline.hangs:
             self.later(pipeline.takes_s, self._answer, executed)
 
     def _answer(self, executed):
@@ -171,7 +172,6 @@ class Worker(Peer):
 
     def ended(self, *, killed):
         super().ended(killed=killed)
-        self.site.died_starting += self.engine is None
         self._on_end(self.name, "its process has ended")
 
     # -- reading what lies in clients' memory -------------------------------------------------------------------------

@@ -169,8 +169,8 @@ def body_of(request: Any, pool: Pool | None = None) -> list[Any]:
     return encoded.frames
 
 
-def dispatch(request: Any, attempt: int = 1) -> wire.Dispatch:
-    return wire.Dispatch(request_id=str(request.request_id), attempt=attempt)
+def dispatch(request: Any, attempt: int = 1, **fields: Any) -> wire.Dispatch:
+    return wire.Dispatch(request_id=str(request.request_id), attempt=attempt, **fields)
 
 
 def deployment_of(pipeline: str, **fields: Any) -> ty.Deployment:

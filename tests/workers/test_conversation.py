@@ -37,7 +37,7 @@ class Scene:
         self.lent = []
         self.back = []
         self.left = 0
-        self.holds = []
+        self.holds = {}
         self.conversation = Conversation(
             name="w", settings=SETTINGS, post=self.post, requests=self, memory=self, leave=self.leave
         )
@@ -109,9 +109,9 @@ def test_ready_needs_both(scene, first):
 
 def test_each_coordinator_hears_what_is_held(known):
     """WELCOME again: READY again, with the requests that are still here."""
-    known.holds = [("a", 3), ("b", 1)]
+    known.holds = {("a", 3): 77, ("b", 1): 0}
     known.conversation.welcomed(WELCOME)
-    running = [wire.Running(request_id="a", attempt=3), wire.Running(request_id="b", attempt=1)]
+    running = [wire.Running(request_id="a", attempt=3, submission=77), wire.Running(request_id="b", attempt=1)]
     assert known.messages() == [msgspec.structs.replace(READY, running=running)]
 
 

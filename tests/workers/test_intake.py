@@ -51,8 +51,8 @@ class Desk:
     def begin(self) -> None:
         self.intake.begin(self.pipeline, EMBED)
 
-    def take(self, request: Any, body: list[Any] | None = None, attempt: int = 1) -> None:
-        self.intake.take(dispatch(request, attempt), body_of(request) if body is None else body)
+    def take(self, request: Any, body: list[Any] | None = None, attempt: int = 1, **fields: Any) -> None:
+        self.intake.take(dispatch(request, attempt, **fields), body_of(request) if body is None else body)
 
     def batch(self) -> dict[Key, Work]:
         batch = self.inbox.next_batch()
@@ -267,7 +267,7 @@ def test_a_request_that_cannot_be_read_fails_alone(desk, client_pool, kind):
     assert text in got_text
     assert got_text
     assert list(desk.batch()) == [("good", 1)]
-    assert desk.intake.held() == [("good", 1)]
+    assert list(desk.intake.held()) == [("good", 1)]
 
 
 def test_a_request_before_the_pipeline_fails_alone(pool):
@@ -338,19 +338,19 @@ def slow(desk) -> SlowReader:
     return desk.intake._reader  # type: ignore[return-value]
 
 
-def take_large(desk: Desk, name: str, pool: Pool, attempt: int = 1) -> None:
+def take_large(desk: Desk, name: str, pool: Pool, attempt: int = 1, **fields: Any) -> None:
     request = embed_request(name, LARGE)
-    desk.take(request, body_of(request, pool), attempt)
+    desk.take(request, body_of(request, pool), attempt, **fields)
 
 
 def test_what_is_being_attached_is_held(desk, slow, client_pool):
-    """A coordinator that asks what we hold hears of requests on their way in, once."""
-    take_large(desk, "a", client_pool)
-    desk.take(embed_request("b"))
-    assert sorted(desk.intake.held()) == [("a", 1), ("b", 1)]
+    """A coordinator that asks what we hold hears of requests on their way in, once, and of which submission each is."""
+    take_large(desk, "a", client_pool, submission=7)
+    desk.take(embed_request("b"), submission=8)
+    assert desk.intake.held() == {("a", 1): 7, ("b", 1): 8}
     slow.go.set()
     until(lambda: len(desk.inbox.held()) == 2, "both are in")
-    assert sorted(desk.intake.held()) == [("a", 1), ("b", 1)]
+    assert desk.intake.held() == {("a", 1): 7, ("b", 1): 8}
 
 
 def test_cancelling_what_is_being_attached_answers_it_once(desk, slow, client_pool):
@@ -361,7 +361,7 @@ def test_cancelling_what_is_being_attached_answers_it_once(desk, slow, client_po
     for name in "ab":
         desk.intake.cancel((name, 1))
     assert desk.rejected == {(name, 1): ("cancelled", "cancelled before it ran") for name in "ab"}
-    assert desk.intake.held() == []
+    assert desk.intake.held() == {}
     slow.go.set()
     until(lambda: not desk.intake._queues, "the thread has ended")
     assert desk.inbox.held() == []
@@ -418,7 +418,7 @@ def test_a_repeated_request_that_is_being_attached_runs_once(desk, slow, client_
     take_large(desk, "a", client_pool)
     slow.go.set()
     until(lambda: not desk.intake._queues, "the thread has ended")
-    assert desk.intake.held() == [("a", 1)]
+    assert list(desk.intake.held()) == [("a", 1)]
     assert desk.rejected == {}
 
 
