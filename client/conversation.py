@@ -319,11 +319,12 @@ class Conversation:
         self, entry: Pending, message: wire.Partial | wire.Final, output: Any, body: wire.Frames, at: float
     ) -> None:
         entry.received += 1
-        size_bytes = entry.take_size(message, message.ledger, body)
+        size_bytes = entry.take_size(message, body)
         done = isinstance(message, wire.Final)
         if done:
             self.pending.settle(message.request_id)
-        entry.reply.add_output(output, entry.ledger(message.ledger, at), done=done, size_bytes=size_bytes)
+        ledger = entry.ledger(message.ledger, at) if done or message.ledger is not None else None
+        entry.reply.add_output(output, ledger, done=done, size_bytes=size_bytes)
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 

@@ -44,9 +44,10 @@ class Pending:
     restarting: bool = False
     #: Its caller does not want the answer any more.
     cancelled: bool = False
-    #: Outputs taken over from the stream so far.
+    #: Outputs taken over from the stream so far, their bytes, and those of an envelope without a ledger.
     received: int = 0
     received_bytes: int = 0
+    envelope_bytes: int = 0
     #: Bytes of this attempt's outputs in shared memory, as its worker counted them.
     shared_bytes_out: int = 0
     #: Whether it is tried again, how often it was lost and how often refused.
@@ -76,13 +77,22 @@ class Pending:
         left = None if self.deadline is None else max(self.deadline - at, 0.0)
         return msgspec.structs.replace(self.submit, deadline_s=left, consumed=self.reply.consumed)
 
-    def take_size(self, message: wire.Message, told: wire.Ledger | None, body: wire.Frames) -> int:
-        """Enter an output's bytes; returns how many, shared memory included."""
-        socket_bytes = len(wire.encode(message)) + wire.size_of(body)
+    def take_size(self, message: wire.Partial | wire.Final, body: wire.Frames) -> int:
+        """Enter an output's bytes; returns how many, shared memory included.
+
+        Envelopes without a ledger are all but equally large, so only the first of them is measured.
+        """
+        told, envelope_bytes = message.ledger, self.envelope_bytes
+        if told is not None or not envelope_bytes:
+            envelope_bytes = len(wire.encode(message))
+        if told is None:
+            self.envelope_bytes = envelope_bytes
+        socket_bytes = envelope_bytes + wire.size_of(body)
         self.received_bytes += socket_bytes
-        shared_bytes = told.output_shared_bytes if told is not None else 0
-        before, self.shared_bytes_out = self.shared_bytes_out, shared_bytes
-        return socket_bytes + max(shared_bytes - before, 0)
+        if told is None:
+            return socket_bytes
+        before, self.shared_bytes_out = self.shared_bytes_out, told.output_shared_bytes
+        return socket_bytes + max(self.shared_bytes_out - before, 0)
 
     def ledger(self, told: wire.Ledger | None, at: float) -> CopyLedger:
         """The ledger so far, at that time."""

@@ -29,11 +29,14 @@ class Reading:
         "collecting",
         "dropped",
         "read",
+        "stride",
     )
 
     def __init__(self, *, parts: int = 256, size_bytes: int = 64 << 20) -> None:
         self._parts = parts
         self._size_bytes = size_bytes
+        #: So many may be taken at once and count as read together: few of what the window holds.
+        self.stride = max(1, parts // 16)
         #: Outputs that have come, that have been read, and that were read and let go of, counted from the first.
         self.came = 0
         self.read = 0

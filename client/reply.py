@@ -88,7 +88,7 @@ class Reply:
 
     @property
     def ledger(self) -> CopyLedger:
-        """What became of the request's bytes; grows until the reply is done."""
+        """What became of the request's bytes: who serves it from the first output on, the whole when it is done."""
         return self._ledger
 
     def collect(self) -> None:
@@ -117,7 +117,7 @@ class Reply:
         while True:
             if self._reading.came <= position and not self._done:
                 self._wait(self._changed, lambda: self._reading.came > position or self._done, None)  # noqa: B023
-            outputs, done = self.outputs_from(position, 1)
+            outputs, done = self.outputs_from(position, self._reading.stride)
             position += len(outputs)
             yield from outputs
             if done:
@@ -189,14 +189,15 @@ class Reply:
         """Have told whatever has been read and was not worth a message yet."""
         self._tell(all_of_it=True)
 
-    def add_output(self, output: Any, ledger: CopyLedger, *, done: bool, size_bytes: int = 0) -> None:
-        """One output has come; `size_bytes` is what it takes, shared memory included."""
+    def add_output(self, output: Any, ledger: CopyLedger | None, *, done: bool, size_bytes: int = 0) -> None:
+        """One output has come; `size_bytes` is what it takes, shared memory included. `ledger`: None for no news."""
         with self._changed:
             if self._done:
                 return
             self._outputs.append(output)
             self._reading.add(size_bytes)
-            self._ledger = ledger
+            if ledger is not None:
+                self._ledger = ledger
             self._done = done
             told = None if done else self._reading.tell()
             listeners = self._awaken()

@@ -61,6 +61,17 @@ class Dispatcher:
 
     def answer(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> None:
         """One output has come."""
+        if not output.done and not output.code and not self._handling:
+            request = self.router.take_part(worker, output.request_id, output.attempt, output.seq, at)
+            if request is not None:
+                part = wire.Partial(
+                    request_id=output.request_id,
+                    seq=output.seq,
+                    ledger=output.ledger,
+                    submission=request.submission,
+                )
+                self._pass_on(request.client, part, frames)
+                return
         self._output = (output, frames)
         self.handle(translation.output_arrived(worker, output, at))
         self._output = None
@@ -95,7 +106,9 @@ class Dispatcher:
     def _perform(self, effect: ev.Effect, at: float) -> None:
         match effect:
             case ev.SendOutput():
-                self._pass_on(effect)
+                assert self._output is not None, "an output is passed on while it is being handled"
+                output, frames = self._output
+                self._pass_on(effect.client, translation.output_message(effect, output.ledger), frames)
             case ev.SendRequest():
                 self._to("worker", effect.worker, translation.request_message(effect), self.bodies[effect.request_id])
             case ev.ForgetBody():
@@ -119,13 +132,10 @@ class Dispatcher:
         if effect.what == "hung" and peer is not None:
             self.lose(peer, "hung", at)
 
-    def _pass_on(self, effect: ev.SendOutput) -> None:
-        assert self._output is not None, "an output is passed on while it is being handled"
-        output, frames = self._output
-        peer = self.roster.named("client", effect.client)
+    def _pass_on(self, client: str, message: wire.Partial | wire.Final, frames: wire.Frames) -> None:
+        peer = self.roster.named("client", client)
         if peer is None:
             return
-        message = translation.output_message(effect, output.ledger)
         if "answers" in peer.features:
             self._gathered.setdefault(peer.identity, []).append((message, frames))
         else:

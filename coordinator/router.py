@@ -333,6 +333,22 @@ class Router:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
+    def take_part(self, worker_name: str, request_id: str, attempt: int, seq: int, at: float) -> Request | None:
+        """The request whose stream this is the next part of; it has been entered, and is to go to the client.
+
+        None, and nothing is changed, for any other output: that is an `OutputArrived`. Parts of streams are by far the
+        most frequent events, and mean so little that an event and an effect would cost more than what they say.
+        """
+        request = self.requests.get(request_id)
+        if request is None or request.attempt != attempt or request.delivered != seq:
+            return None
+        if request.worker != worker_name or request.state is not RequestState.RUNNING:
+            return None
+        worker = self.workers[worker_name]
+        self._at = worker.progressed = max(self._at, at)
+        request.delivered += 1
+        return request
+
     def _on_output(self, event: ev.OutputArrived) -> None:
         worker = self.workers.get(event.worker)
         if worker is not None:

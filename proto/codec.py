@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import UnionType
 from typing import Annotated, Any, NoReturn, Protocol, Union, get_args, get_origin
 
@@ -70,6 +70,8 @@ class Encoded:
     @property
     def socket_bytes(self) -> int:
         """What the frames weigh."""
+        if len(self.frames) == 1:
+            return len(self.frames[0])
         return sum(len(frame) if isinstance(frame, bytes) else frame.nbytes for frame in self.frames)
 
     def own_buffers(self) -> None:
@@ -357,10 +359,16 @@ def _require_characters(memory: memoryview, dtype: np.dtype[Any]) -> None:
 
 def _typed(type_: Any, value: Any) -> Any:
     """Fields of types that msgpack does not know: arrays, checked against their annotation, and our value classes."""
+    return _reader_of(type_)(value)
+
+
+@lru_cache(maxsize=256)
+def _reader_of(type_: Any) -> Callable[[Any], Any]:
     if type_ is np.ndarray or get_origin(type_) is np.ndarray:
-        return _checked_array(type_, value)
+        return partial(_checked_array, type_)
     if hasattr(type_, "from_wire"):
-        return type_.from_wire(value)
+        reader: Callable[[Any], Any] = type_.from_wire
+        return reader
     raise DecodeError(f"no message carries a {getattr(type_, '__name__', type_)}")
 
 

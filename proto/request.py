@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import FrozenInstanceError
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from ..errors import InvalidRequest
@@ -57,9 +58,7 @@ class RequestID:
         """The id a received value stands for; InvalidRequest for what is no id, None included, and for the dummy's."""
         if not isinstance(value, str):
             raise InvalidRequest(f"a RequestID travels as a text, not as a {type(value).__name__}")
-        if value == DUMMY_REQUEST_ID.value:
-            raise InvalidRequest(f"the RequestID {value!r} is kept for work that a worker gives itself")
-        return cls(value)
+        return _received(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RequestID) and self.value == other.value
@@ -80,6 +79,14 @@ class RequestID:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@lru_cache(maxsize=4096)
+def _received(value: str) -> RequestID:
+    """Each output of a stream brings its id again."""
+    if value == DUMMY_REQUEST_ID.value:
+        raise InvalidRequest(f"the RequestID {value!r} is kept for work that a worker gives itself")
+    return RequestID(value)
 
 
 #: Marks synthetic work (warm-up, graph capture) inside a worker; refused from the wire, so no client's id meets it.

@@ -136,10 +136,7 @@ class Conversation:
             frames: wire.Frames = []
             for output, body, loans in part:
                 if loans:
-                    key = (output.request_id, output.attempt, output.seq)
-                    self._remember(key, [loan.generation for loan in loans])
-                for loan in loans:
-                    self._memory.send(loan)
+                    self._lend(output, loans)
                 outputs.append(output)
                 frames.extend(body)
             self._post(wire.Outputs(outputs=outputs), frames)
@@ -156,8 +153,11 @@ class Conversation:
             self._asked_at = at
             self._post(wire.DrainWorker(worker=self._name))
 
-    def _remember(self, key: tuple[str, int, int], generations: list[int]) -> None:
-        self._sent[key] = generations
+    def _lend(self, output: wire.Output, loans: list[Loan]) -> None:
+        """What an output names waits for its reader; until that has it, a DISCARD may take it back."""
+        self._sent[output.request_id, output.attempt, output.seq] = [loan.generation for loan in loans]
+        for loan in loans:
+            self._memory.send(loan)
         if len(self._sent) > _MAX_REMEMBERED:
             self._sent.popitem(last=False)
 

@@ -84,6 +84,8 @@ class Engine:
         self.progress = 0
         #: Until when the outputs of this step, all together, may wait for room in the pool (monotonic seconds).
         self._place_until = 0.0
+        #: A body of one frame and so many bytes at most needs no closer look in this step.
+        self._surely_fits = 0
 
     def run(self) -> None:
         """Work until the inbox says that it is over; then release what is left unfinished.
@@ -121,6 +123,7 @@ class Engine:
     def answer(self, executed: Executed) -> None:
         """Answer each request of the batch for itself, and let go of those that have ended."""
         self._place_until = self._clock() + self._settings.allocate_timeout_s
+        self._surely_fits = min(self._limits.max_frame_bytes, self._limits.max_message_bytes) - ENVELOPE_BYTES
         batch, results = executed
         answers = [self._answer(work, results.get(work.context.request_id)) for work in batch]
         _cut_tracebacks(results)
@@ -179,7 +182,8 @@ class Engine:
             threshold_bytes=self._threshold_bytes,
         )
         size = encoded.socket_bytes
-        self._check_size(encoded, size + ENVELOPE_BYTES)
+        if len(encoded.frames) > 1 or size > self._surely_fits:
+            self._check_size(encoded, size + ENVELOPE_BYTES)
         # The pipeline may use its arrays again as soon as we return, and these wait for a socket.
         for number in range(1, len(encoded.frames)):
             encoded.frames[number] = bytes(encoded.frames[number])
@@ -187,13 +191,15 @@ class Engine:
         work.output_socket_bytes += size
         work.output_shared_bytes += encoded.shared_bytes
         work.output_copies += encoded.copies
+        done = value.is_done
+        news = done or not work.seq or encoded.shared_bytes
         output = wire.Output(
             request_id=work.request_id,
             attempt=work.attempt,
             seq=work.seq,
-            done=value.is_done,
+            done=done,
             frames=len(encoded.frames),
-            ledger=self._ledger(work),
+            ledger=self._ledger(work) if news else None,
         )
         work.seq += 1
         work.window.send(size + encoded.shared_bytes)

@@ -626,7 +626,7 @@ def test_w_35_nothing_is_told_to_a_coordinator_that_does_not_speak_windows():
 
 def test_what_is_sent_again_takes_along_what_was_read(scene):
     """A new coordinator, and a run that is asked for again, hear how far the reader is."""
-    reply, whole = scene.submit(window=100), scene.submit("whole", window=100)
+    reply, whole = scene.submit(window=16), scene.submit("whole", window=16)
     whole.collect()
     for seq in range(3):
         scene.partial(seq)

@@ -86,3 +86,8 @@ def test_a_reader_who_keeps_up_is_never_waited_for(parts, size_bytes, sizes):
         told = reading.tell() or told
         reading.drop()
         assert len(reading._sizes) <= parts + 1
+
+
+def test_a_stride_is_a_small_part_of_the_window():
+    """So that an iterator may take several outputs at once, and its reader is never far behind what is told."""
+    assert [Reading(parts=parts).stride for parts in (1, 16, 31, 32, 256)] == [1, 1, 1, 2, 16]

@@ -360,3 +360,24 @@ def test_a_reply_nobody_wants_goes_with_its_outputs():
         assert [ref() for ref in watched] == [None, None]
     finally:
         gc.enable()
+
+
+def test_iteration_takes_a_stride_at_once_and_gives_each_alone():
+    """What has come is taken a sixteenth of the window at a time; that much counts as read."""
+    told = []
+    reply = Reply(RequestID("r"), lambda _: None, consumed=lambda _, n: told.append(n), reading=Reading(parts=32))
+    for value in range(5):
+        add(reply, value)
+    parts = iter(reply)
+    assert (next(parts), reply.consumed) == (0, 2)
+    assert (next(parts), reply.consumed) == (1, 2)
+    assert (next(parts), reply.consumed) == (2, 4)
+    add(reply, 5, done=True)
+    assert list(parts) == [3, 4, 5]
+
+
+def test_an_output_without_a_ledger_changes_none(reply):
+    """Between the first output of a stream and its last, workers tell nothing new."""
+    add(reply, 1, worker="w-1")
+    reply.add_output(2, None, done=False)
+    assert reply.ledger == CopyLedger(worker="w-1")

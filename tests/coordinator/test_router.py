@@ -1771,3 +1771,34 @@ def test_errors_of_workers_count_as_failed(yard, code):
     yard.answer("w", "r", code=code)
     assert yard.ends("r") == [code]
     assert yard.router.outcomes == {"failed": 1}
+
+
+# -- parts of streams, the short way -------------------------------------------------------------------------------
+
+
+def test_the_next_part_of_a_stream_is_entered_without_an_event(yard):
+    """Its request is returned, the worker has moved, and the ordinary way goes on from there."""
+    yard.start("w")
+    yard.submit("r", submission=7)
+    request = yard.router.take_part("w", "r", 1, 0, 3.0)
+    assert (request.client, request.submission, request.delivered) == ("c", 7, 1)
+    assert yard.router.workers["w"].progressed == 3.0
+    yard.router.check_invariants()
+    assert only(ev.SendOutput, yard.answer("w", "r", seq=1)).seq == 1
+
+
+@pytest.mark.parametrize(
+    "part",
+    [("w", "r", 1, 1), ("w", "r", 2, 0), ("v", "r", 1, 0), ("w", "s", 1, 0), ("", "waits", 0, 0), ("gone", "r", 1, 0)],
+    ids=["another part", "another attempt", "another worker", "no request", "not running", "no worker"],
+)
+def test_any_other_output_is_not_taken_the_short_way(yard, part):
+    """Nothing is changed: it is for `handle` to judge."""
+    yard.start("w", "v")
+    yard.submit("r")
+    yard.submit("r2")
+    yard.submit("waits")
+    before = [(request.delivered, request.attempt) for request in yard.router.requests.values()]
+    assert yard.router.take_part(*part, 3.0) is None
+    assert [(request.delivered, request.attempt) for request in yard.router.requests.values()] == before
+    assert {worker.progressed for worker in yard.router.workers.values()} == {0.0}

@@ -444,6 +444,22 @@ def test_the_ledger_adds_up(pool):
     assert last.wait_s == first.wait_s > 0
 
 
+def test_between_first_and_last_a_ledger_is_news_only_of_shared_memory(pool):
+    """A token says nothing that the first one did not say; what lies in memory, readers and windows count."""
+    sizes = iter([1, 1, 20_000, 1, 1])
+    bench = Bench(
+        lambda batch: {r: audio(ACTIVE if c.chunks_sent < 4 else DONE, next(sizes)) for r, c in batch.items()},
+        pool,
+        task=AUDIO,
+    )
+    bench.put(audio_request("a"))
+    bench.run()
+    ledgers = [output.ledger for output, _, _ in bench.answers]
+    assert [ledger is not None for ledger in ledgers] == [True, False, True, False, True]
+    bodies = [sum(memoryview(frame).nbytes for frame in frames) for _, frames, _ in bench.answers]
+    assert (ledgers[-1].output_socket_bytes, ledgers[-1].output_shared_bytes) == (sum(bodies), 80_000)
+
+
 IMPATIENT = Settings(allocate_timeout_s=0.02)
 
 
