@@ -59,7 +59,7 @@ def _traffic(client: ty.Client) -> dict[str, tuple[str, Callable[[], int]]]:
         return CHUNK
 
     def in_flight(array: Any, options: dict[str, Any]) -> int:
-        requests = (ty.EmbeddingsRequest(model="works", input=array, options=options) for _ in range(4 * CHUNK))
+        requests = [ty.EmbeddingsRequest(model="works", input=array, options=options) for _ in range(4 * CHUNK)]
         return sum(1 for _ in client.map(requests, max_in_flight=IN_FLIGHT))
 
     def streams() -> int:

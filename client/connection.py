@@ -6,6 +6,7 @@ becomes of it, `conversation.py` knows.
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 import os
 import queue
@@ -134,8 +135,13 @@ class Connection:
         """Encode a request, send it, and return its reply. See `Client.submit`."""
         wish = self.wish(request, deadline_s=deadline_s, priority=priority, retry=retry)
         while (wait_s := self.wait_s(wish)) > 0:
+            self._session.flush()
             self._leaving.wait(wait_s)
         return self.send(wish)
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Requests that are sent inside leave together, as far as nothing makes one of them wait: see `Session`."""
+        return self._session.together()
 
     def wish(self, request: Any, *, deadline_s: float | None, priority: int, retry: Retry | bool | None = None) -> Wish:
         """What a caller wants, checked, and nothing done for it yet. Raises InvalidRequest or NotConnected."""
@@ -212,6 +218,7 @@ class Connection:
         loan = self._pool.lend(array) if self._pool is not None else None
         if loan is not None:
             return loan, False
+        self._session.flush()  # room may have to be waited for, and what was gathered may make it
         return self.pool.place(array, timeout_s=self.settings.allocate_timeout_s, tag=tag), True
 
     def _check_size(self, frames: Frames, size: int, welcome: wire.Welcome, key: str) -> None:

@@ -26,6 +26,8 @@ log = logger(__name__)
 
 #: Messages taken per turn before timers and dead processes are looked at again.
 _MESSAGES_PER_TURN = 256
+#: What so many messages bring about leaves together: to send alone costs more than to decide, to wait costs time.
+_MESSAGES_PER_ACT = 16
 #: How long a flood of messages may keep us from seeing that a peer is gone.
 _LAST_WORDS_S = 0.5
 _UNREACHABLE = "cannot be reached, or does not read what it is sent"
@@ -87,6 +89,8 @@ class Coordinator:
         #: Until when they, and those that died, may have last words in our queue.
         self._bury_by: float | None = None
         self._stopped = False
+        #: The link has said that it has nothing more.
+        self._drained = True
 
     @property
     def address(self) -> str:
@@ -115,10 +119,11 @@ class Coordinator:
     def _turn(self) -> None:
         ready = self._poller.poll(self._sleep_s())
         died = self._processes.ended(ready)  # now: what messages bring about may give these numbers to others
-        drained = self._take_messages()
+        self._drained = self._take_messages()
+        self._act()
         if died or self._unreachable:
             self._bury_by = self._bury_by or time.monotonic() + _LAST_WORDS_S
-            if drained or time.monotonic() > self._bury_by:
+            if self._drained or time.monotonic() > self._bury_by:
                 self._bury(died)
         if self._stop_fd in ready:
             self._stopped = True
@@ -126,11 +131,14 @@ class Coordinator:
         self._act()
 
     def _sleep_s(self) -> float:
-        return 0.0 if self._unreachable else max(self.broker.next_tick() - time.monotonic(), 0.0)
+        busy = self._unreachable or not self._drained
+        return 0.0 if busy else max(self.broker.next_tick() - time.monotonic(), 0.0)
 
     def _take_messages(self) -> bool:
         """Serve some messages; True when none is left."""
-        for _ in range(_MESSAGES_PER_TURN):
+        for number in range(_MESSAGES_PER_TURN):
+            if number % _MESSAGES_PER_ACT == 0:
+                self._act()
             received = self._hub.receive()
             if received is None:
                 return True
@@ -140,7 +148,6 @@ class Coordinator:
                 self.broker.peer_gone(identity, reason, time.monotonic())
             else:
                 self.broker.message(identity, frames, time.monotonic())
-            self._act()
         return False
 
     def _bury(self, died: list[bytes]) -> None:
@@ -156,13 +163,15 @@ class Coordinator:
         for action in self.broker.take_actions():
             match action:
                 case Send():
-                    if not self._hub.send(action.peer, action.frames) and self.broker.knows(action.peer):
+                    sent = self._hub.send(action.peer, action.frames, more=True)
+                    if not sent and self.broker.knows(action.peer):
                         self._unreachable[action.peer] = None
                 case Watch():
                     self._processes.watch(action)
                 case Forget():
                     self._unreachable.pop(action.peer, None)
                     self._processes.forget(action.peer)
+        self._hub.flush()
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 

@@ -36,14 +36,18 @@ class PeerLink(Protocol):
     def next_try(self) -> float:
         """When `receive` is to be called though there is no input, in monotonic seconds; infinity: not at all."""
 
-    def send(self, frames: Sequence[Any]) -> None:
+    def send(self, frames: Sequence[Any], *, more: bool = False) -> None:
         """Queue a message, without waiting; it leaves when the hub is there. Its owner bounds what is queued.
 
-        Frames of 64 KiB and more may be sent from where they are: they must not change until they have left.
+        With `more`, another one or `flush` follows at once, and both may leave together. Frames of 64 KiB and more may
+        be sent from where they are: they must not change until they have left.
         """
 
+    def flush(self) -> None:
+        """Send what `more` may have kept back."""
+
     def receive(self) -> Frames | None:
-        """The next message, or None when none has come yet."""
+        """The next message, or None when none has come yet. Only after None may its owner wait on `pollables`."""
 
     def begin_anew(self) -> None:
         """Leave the hub without a word and find it again, where the hub can see that: what was received is in doubt."""
@@ -63,11 +67,17 @@ class HubLink(Protocol):
     def pollables(self) -> Sequence[Any]:
         """What a `Poller` can wait on for input; few, however many peers there are."""
 
-    def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
-        """Send to a peer without waiting; False when it is gone, or too far behind to take more."""
+    def send(self, peer: bytes, frames: Sequence[Any], *, more: bool = False) -> bool:
+        """Send to a peer without waiting; False when it is gone, or too far behind to take more.
+
+        With `more`, another message, to whomever, or `flush` follows at once.
+        """
+
+    def flush(self) -> None:
+        """Send what `more` may have kept back."""
 
     def receive(self) -> tuple[bytes, Frames | None] | None:
-        """The next message and who sent it, or None when none has come yet.
+        """The next message and who sent it, or None when none has come yet; only after None may its owner wait.
 
         None in place of the message: that peer's connection has ended, after all that came before. It may come back,
         under the same identity, and then begins anew. Links that cannot know never say so.

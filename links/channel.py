@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .base import Frames
 from .buffers import Buffers
-from .framing import Assembly, FramingError, Limits, fits_one_packet, header_of, kept, open_message, packets, sizes_of
+from .framing import (
+    Assembly,
+    FramingError,
+    Limits,
+    fits_one_packet,
+    header_of,
+    kept,
+    open_packet,
+    packets,
+    sizes_of,
+)
 
 #: Packets of a large message moved before others have their turn: 2 MiB.
 _PACKETS_PER_TURN = 16
@@ -24,7 +35,7 @@ _FLAGS = socket.MSG_NOSIGNAL
 class Channel:
     """A connected socket. Every method raises OSError or EOFError when the connection has ended."""
 
-    __slots__ = ("_assembly", "_buffers", "_limits", "_packet", "_packets", "sock", "torn")
+    __slots__ = ("_assembly", "_buffers", "_limits", "_opened", "_packet", "_packets", "sock", "torn")
 
     def __init__(self, sock: socket.socket, limits: Limits, buffers: Buffers) -> None:
         self.sock = sock
@@ -37,6 +48,13 @@ class Channel:
         self.torn = False
         #: The message that is being received, when its first packet did not hold it all.
         self._assembly: Assembly | None = None
+        #: Messages of the last packet that have not been asked for yet.
+        self._opened: deque[Frames] = deque()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `receive` has a message without looking at the socket."""
+        return bool(self._opened)
 
     @property
     def sending(self) -> bool:
@@ -57,6 +75,13 @@ class Channel:
                 return True
         self._packets = packets(header, kept(frames))
         self._packet = next(self._packets)
+        return self.resume()
+
+    def send_all(self, messages: Sequence[Frames], packet: bytes) -> bool:
+        """The same for what `take_together` took."""
+        if not packet:
+            return self.send(messages[0])
+        self._packets, self._packet = iter(()), [memoryview(packet)]
         return self.resume()
 
     def resume(self) -> bool:
@@ -93,15 +118,18 @@ class Channel:
 
         `scratch` holds a packet while it is looked at.
         """
+        if self._opened:
+            return self._opened.popleft()
         for _ in range(_PACKETS_PER_TURN):
             assembly = self._assembly
             size = self._receive_into(scratch if assembly is None else assembly.rest)
             if size < 0:
                 return None
             if assembly is None:
-                opened = open_message(scratch[:size], self._limits, self._buffers)
+                opened = open_packet(scratch[:size], self._limits, self._buffers)
                 if not isinstance(opened, Assembly):
-                    return opened
+                    self._opened = opened
+                    return opened.popleft()
                 self._assembly = opened
             elif frames := assembly.add(size):
                 self._assembly = None

@@ -6,6 +6,7 @@ Pure: bytes in, bytes out. `channel.py` moves the packets; docs/spec/wire.md has
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,9 +21,11 @@ MAX_FRAMES = 2 * wire.MAX_FRAMES
 #: A peer's name for itself.
 IDENTITY_BYTES = 16
 #: What the first packet of a connection begins with: the name of this framing, and its version.
-_MAGIC = b"tyard\x00\x00\x01"
+_MAGIC = b"tyard\x00\x00\x02"
 #: Buffers that one system call takes (IOV_MAX is 1024).
 _MAX_BUFFERS = 1000
+#: A message of more frames has a packet of its own: to join so many would cost more than it saves.
+_MAX_SHARED_FRAMES = 64
 #: A frame from this size on is not copied when it must wait, so that its sender may not change it until it has left.
 _COPY_BELOW_BYTES = 64 << 10
 _COUNT = struct.Struct("<I")
@@ -59,6 +62,11 @@ def sizes_of(frames: Sequence[Any]) -> list[int]:
     return [len(frame) if type(frame) is bytes else memoryview(frame).nbytes for frame in frames]
 
 
+def size_of(frames: Sequence[Any]) -> int:
+    """Bytes of all frames together."""
+    return sum(sizes_of(frames))
+
+
 def header_of(sizes: list[int]) -> bytes:
     """What a message's first packet begins with. ValueError for a message that no link takes."""
     count = len(sizes)
@@ -74,6 +82,33 @@ def _header(count: int) -> struct.Struct:
 def fits_one_packet(header: bytes, frames: Sequence[Any], total: int) -> bool:
     """Whether a message of `total` bytes leaves in one system call."""
     return len(header) + total <= PACKET_BYTES and len(frames) < _MAX_BUFFERS
+
+
+def take_together(queue: deque[Frames]) -> tuple[list[Frames], bytes]:
+    """Take from a queue its first message, and those behind it that fit the same packet: that is made of several only.
+
+    Others may append to the queue meanwhile.
+    """
+    if len(queue) == 1:
+        return [queue.popleft()], b""
+    taken: list[Frames] = []
+    parts: list[bytes] = []
+    room = PACKET_BYTES
+    while queue:
+        frames = queue[0]
+        sizes = sizes_of(frames)
+        room -= _header_bytes(len(sizes)) + sum(sizes)
+        if taken and (room < 0 or len(frames) > _MAX_SHARED_FRAMES):
+            break
+        taken.append(queue.popleft())
+        if room < 0 or len(frames) > _MAX_SHARED_FRAMES:
+            break
+        parts += (header_of(sizes), *frames)
+    return taken, b"".join(parts) if len(taken) > 1 else b""
+
+
+def _header_bytes(count: int) -> int:
+    return _COUNT.size + 8 * count
 
 
 def kept(frames: Sequence[Any]) -> Frames:
@@ -139,38 +174,46 @@ class Assembly:
         return frames
 
 
-def open_message(packet: memoryview, limits: Limits, buffers: Buffers) -> Frames | Assembly:
-    """The message that lies in a first packet, or what to receive the rest of it with.
+def open_packet(packet: memoryview, limits: Limits, buffers: Buffers) -> deque[Frames] | Assembly:
+    """The messages that lie in a packet, or what to receive the rest of its only one with.
 
     Raises FramingError, before any memory is taken for what is announced.
     """
-    sizes, start = _read_header(packet)
-    total = sum(sizes)
-    if total > limits.frame_bytes or total > limits.message_bytes:
-        _check(total, max(sizes), limits)
-    if start + total == len(packet):
+    messages: deque[Frames] = deque()
+    start = 0
+    while start < len(packet) or not messages:
+        sizes, start = _read_header(packet, start)
+        total = sum(sizes)
+        if total > limits.frame_bytes or total > limits.message_bytes:
+            _check(total, max(sizes), limits)
+        if start + total > len(packet):
+            if messages:
+                raise FramingError(f"a message of {total} bytes begins in a packet that cannot hold it, behind others")
+            return _assembly(sizes, total, packet[start:], buffers)
         frames = []
         for size in sizes:
             frames.append(bytes(packet[start : start + size]))
             start += size
-        return frames
-    if start + total < len(packet):
-        raise FramingError(f"a packet holds {len(packet) - start} bytes of a message of {total}")
+        messages.append(frames)
+    return messages
+
+
+def _assembly(sizes: tuple[int, ...], total: int, first: memoryview, buffers: Buffers) -> Assembly:
     try:
-        return Assembly(sizes, buffers.take(total), packet[start:])
+        return Assembly(sizes, buffers.take(total), first)
     except (MemoryError, ValueError) as error:
         raise FramingError(f"there is no memory for a message of {total} bytes") from error
 
 
-def _read_header(packet: memoryview) -> tuple[tuple[int, ...], int]:
-    """The sizes of the frames, and where the first begins."""
-    if len(packet) < _COUNT.size:
+def _read_header(packet: memoryview, at: int) -> tuple[tuple[int, ...], int]:
+    """The sizes of the frames of the message that begins there, and where the first frame begins."""
+    if len(packet) < at + _COUNT.size:
         raise FramingError("a message begins with fewer than 4 bytes")
-    (count,) = _COUNT.unpack_from(packet)
-    start = _COUNT.size + 8 * count
+    (count,) = _COUNT.unpack_from(packet, at)
+    start = at + _header_bytes(count)
     if not 1 <= count <= MAX_FRAMES or len(packet) < start:
-        raise FramingError(f"it announces {count} frames in a packet of {len(packet)} bytes")
-    return _header(count).unpack_from(packet)[1:], start
+        raise FramingError(f"it announces {count} frames in a packet of {len(packet) - at} bytes")
+    return _header(count).unpack_from(packet, at)[1:], start
 
 
 def _check(total: int, largest: int, limits: Limits) -> None:

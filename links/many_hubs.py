@@ -29,9 +29,14 @@ class ManyHubs:
         """Those of all hubs."""
         return [pollable for hub in self._hubs for pollable in hub.pollables]
 
-    def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
+    def send(self, peer: bytes, frames: Sequence[Any], *, more: bool = False) -> bool:
         """Send to a peer of any of them; False when it is gone, or too far behind to take more."""
-        return any(hub.send(peer, frames) for hub in self._hubs)
+        return any(hub.send(peer, frames, more=more) for hub in self._hubs)
+
+    def flush(self) -> None:
+        """Send what `more` has kept back."""
+        for hub in self._hubs:
+            hub.flush()
 
     def receive(self) -> tuple[bytes, Frames | None] | None:
         """The next message and who sent it, of each hub in turn."""

@@ -146,11 +146,12 @@ class MemoryPeer:
         """At once, while no hub is there."""
         return math.inf if self.connected else -math.inf
 
-    def send(self, frames: Sequence[Any]) -> None:
+    def send(self, frames: Sequence[Any], *, more: bool = False) -> None:
         """Put a message on its way, or queue it until a hub is there."""
         if not self._closed:
             self._queue.append([bytes(frame) for frame in frames])
-            self._flush()
+            if not more:
+                self.flush()
 
     def receive(self) -> Frames | None:
         """The next message that was delivered, or None; looks for a hub when it has none."""
@@ -191,9 +192,10 @@ class MemoryPeer:
             self._queue.insert(0, [bytes(frame) for frame in self._opening()])
         self._connection = hub.enter(self, self._connections)
         self._connections += 1
-        self._flush()
+        self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Put on its way what `more` has kept back."""
         if self._connection is not None and not self._connection.cut:
             for frames in self._queue:
                 self._network.post(Parcel(self._connection, to_hub=True, frames=frames))
@@ -225,7 +227,7 @@ class MemoryHub:
         self._inbox: deque[tuple[bytes, Frames | None]] = deque()
         self._closed = False
 
-    def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
+    def send(self, peer: bytes, frames: Sequence[Any], *, more: bool = False) -> bool:  # noqa: ARG002 - see `flush`
         """Put a message on its way; False when the peer is gone, or was cut off since it has too much unread."""
         connection = self._connections.get(peer)
         if connection is None or connection.cut:
@@ -239,6 +241,9 @@ class MemoryHub:
             return False
         self._network.post(parcel)
         return True
+
+    def flush(self) -> None:
+        """Nothing is kept back: parcels wait for their driver anyway."""
 
     def receive(self) -> tuple[bytes, Frames | None] | None:
         """The next message that was delivered and who sent it, a peer's end, or None."""

@@ -19,13 +19,17 @@ from .base import Frames
 from .buffers import Buffers
 from .channel import Channel
 from .door import Door
-from .framing import PACKET_BYTES, FramingError, Limits, kept, read_greeting, sizes_of
+from .framing import PACKET_BYTES, FramingError, Limits, kept, read_greeting, size_of, take_together
 from .unix_socket import abandon_in_children
 
 log = logging.getLogger(__name__)
 
 #: Connections looked at by one call of `receive` when none of them has a whole message.
 _LOOKS_PER_CALL = 64
+#: Messages of each peer that has several are given out before the kernel is asked who else has some.
+_ROUNDS_PER_LOOK = 16
+#: Messages kept back for one peer, in the hope of more, before they leave.
+_MOST_KEPT_BACK = 256
 #: A closing hub gives up when no peer takes anything for so long, and after so long in any case, in seconds.
 _PATIENCE_S = 0.5
 _LINGER_S = 3.0
@@ -42,8 +46,8 @@ class _Connection(Channel):
         super().__init__(sock, limits, buffers)
         #: None until its greeting has come.
         self.identity: bytes | None = None
-        #: Messages that wait, with their sizes, behind the one that is being sent.
-        self.queue: deque[tuple[Frames, int]] = deque()
+        #: Messages that wait for room or, kept back, for more; and their bytes.
+        self.queue: deque[Frames] = deque()
         self.queued_bytes = 0
         #: It is served no more, and ends once what it had sent is read.
         self.cut = False
@@ -55,9 +59,9 @@ class _Connection(Channel):
         while self.resume():
             if not self.queue:
                 return True
-            frames, size = self.queue.popleft()
-            self.queued_bytes -= size
-            if not self.send(frames):
+            taken, packet = take_together(self.queue)
+            self.queued_bytes -= sum(size_of(frames) for frames in taken)
+            if not self.send_all(taken, packet):
                 break
         return False
 
@@ -87,6 +91,11 @@ class SeqpacketHub:
         self._connections: dict[int, _Connection] = {}
         #: By identity, from its greeting on.
         self._peers: dict[bytes, _Connection] = {}
+        #: Peers for which messages are kept back until `flush`; a dict for its order.
+        self._kept_back: dict[_Connection, None] = {}
+        #: Those of which a packet of several messages has come, and not all of these have been given out.
+        self._unfinished: dict[int, _Connection] = {}
+        self._rounds = 0
         #: Descriptors that the kernel has called ready and that have not had their turn.
         self._ready: deque[tuple[int, int]] = deque()
         self._scratch = memoryview(bytearray(PACKET_BYTES))
@@ -116,13 +125,18 @@ class SeqpacketHub:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
+    def send(self, peer: bytes, frames: Sequence[Any], *, more: bool = False) -> bool:
         """Send to a peer without waiting; False when it is gone, or is cut off since too much waits for it."""
         connection = self._peers.get(peer)
         if connection is None or connection.cut:
             return False
         if connection.sending:
             return self._enqueue(connection, frames)
+        if more or connection.queue:
+            self._keep_back(connection, frames)
+            if not more and connection in self._kept_back:
+                self._release(connection)
+            return True
         try:
             if not connection.send(frames):
                 self._epoll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
@@ -130,14 +144,33 @@ class SeqpacketHub:
             return False
         return True
 
+    def _keep_back(self, connection: _Connection, frames: Sequence[Any]) -> None:
+        """Until `flush`, or until there is a packet full."""
+        self._kept_back[connection] = None
+        connection.queue.append(kept(frames))
+        connection.queued_bytes += size_of(frames)
+        if connection.queued_bytes >= PACKET_BYTES or len(connection.queue) >= _MOST_KEPT_BACK:
+            self._release(connection)
+
+    def flush(self) -> None:
+        """Send what `more` has kept back."""
+        while self._kept_back:
+            self._release(next(iter(self._kept_back)))
+
+    def _release(self, connection: _Connection) -> None:
+        del self._kept_back[connection]
+        with contextlib.suppress(OSError):  # its end of file comes next
+            if not connection.flush():
+                self._epoll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
+
     def _enqueue(self, connection: _Connection, frames: Sequence[Any]) -> bool:
-        size = sum(sizes_of(frames))
+        size = size_of(frames)
         waiting = len(connection.queue)
         if waiting >= self._peer_backlog or (waiting and connection.queued_bytes + size > self._peer_backlog_bytes):
             self._count_cut(connection, f"{waiting} messages, {connection.queued_bytes} bytes, wait for it")
             self._cut(connection)
             return False
-        connection.queue.append((kept(frames), size))
+        connection.queue.append(kept(frames))
         connection.queued_bytes += size
         return True
 
@@ -146,11 +179,11 @@ class SeqpacketHub:
     def receive(self) -> tuple[bytes, Frames | None] | None:
         """The next message and who sent it, or None; a peer's end is told as None in place of its message.
 
-        Each peer that has something to say is heard once before any is heard again.
+        Each peer that has something to say is heard before any is heard for long.
         """
         for _ in range(_LOOKS_PER_CALL):
             if not self._ready:
-                self._ready.extend(self._epoll.poll(0, _LOOKS_PER_CALL))
+                self._look_around()
                 if not self._ready:
                     return None
             fd, events = self._ready.popleft()
@@ -165,7 +198,14 @@ class SeqpacketHub:
                 received = self._read(connection)
                 if received is not None:
                     return received
-        return None
+        return self._read(next(iter(self._unfinished.values()))) if self._unfinished else None
+
+    def _look_around(self) -> None:
+        """Whose turn it is next. The kernel is not asked each time while messages wait that have come already."""
+        self._ready.extend((fd, select.EPOLLIN) for fd in self._unfinished)
+        self._rounds += 1
+        if not self._ready or self._rounds % _ROUNDS_PER_LOOK == 0:
+            self._ready.extend(self._epoll.poll(0, _LOOKS_PER_CALL))
 
     def _let_in(self, door: Door) -> None:
         for sock in door.let_in():
@@ -183,12 +223,20 @@ class SeqpacketHub:
                 self._greet(connection)
                 return None
             frames = connection.receive(self._scratch)
+            self._note_unfinished(connection)
         except FramingError as error:
             self._count_cut(connection, str(error))
             return self._end(connection)
         except (OSError, EOFError):
             return self._end(connection)
         return None if frames is None else (connection.identity, frames)
+
+    def _note_unfinished(self, connection: _Connection) -> None:
+        fd = connection.sock.fileno()
+        if connection.has_more:
+            self._unfinished[fd] = connection
+        else:
+            self._unfinished.pop(fd, None)
 
     def _greet(self, connection: _Connection) -> None:
         """Learn who it is. One that is known has connected anew: all that it said before comes first, then its end."""
@@ -210,6 +258,7 @@ class SeqpacketHub:
     def _cut(self, connection: _Connection) -> None:
         """Serve it no more. What it has sent is still read, then comes its end of file."""
         connection.cut = True
+        self._kept_back.pop(connection, None)
         connection.queue.clear()
         connection.drop()
         self._epoll.modify(connection.sock, select.EPOLLIN)
@@ -236,11 +285,14 @@ class SeqpacketHub:
 
     def _close_connection(self, connection: _Connection) -> None:
         del self._connections[connection.sock.fileno()]
+        self._unfinished.pop(connection.sock.fileno(), None)
+        self._kept_back.pop(connection, None)
         connection.sock.close()
 
     def close(self) -> None:
         """Deliver what peers take without long pauses, then let go; again is harmless."""
         if not self._epoll.closed:
+            self.flush()
             self._deliver(time.monotonic() + _LINGER_S)
             for door in self._doors.values():
                 door.close()

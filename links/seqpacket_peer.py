@@ -18,7 +18,7 @@ from typing import Any
 from .base import Frames, Opening
 from .buffers import Buffers
 from .channel import Channel
-from .framing import IDENTITY_BYTES, PACKET_BYTES, FramingError, Limits, greeting, kept
+from .framing import IDENTITY_BYTES, PACKET_BYTES, FramingError, Limits, greeting, kept, take_together
 from .unix_socket import abandon_in_children, connect, path_of
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ class SeqpacketPeer:
         self._channel: Channel | None = None
         #: What is to be sent: any thread appends, who holds the lock takes.
         self._queue: deque[Frames] = deque()
-        #: The message that has begun to leave and has not left.
-        self._leaving: Frames | None = None
+        #: The messages that have begun to leave and have not left.
+        self._leaving: list[Frames] = []
         #: Held while sending, which never waits. Only the link's own thread waits for it.
         self._lock = threading.Lock()
         #: There is no room, or no hub; the link's own thread sees when there is.
@@ -82,11 +82,16 @@ class SeqpacketPeer:
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
-    def send(self, frames: Sequence[Any]) -> None:
+    def send(self, frames: Sequence[Any], *, more: bool = False) -> None:
         """Send a message, from any thread, or queue it behind others; after `close`, drop it."""
         if not self._closed:
             self._queue.append(kept(frames))
-            self._pump()
+            if not more:
+                self._pump()
+
+    def flush(self) -> None:
+        """Send what `more` has kept back, from any thread."""
+        self._pump()
 
     def _pump(self) -> None:
         """Send what is queued, unless another is at it, who then looks again once it has let go of the lock.
@@ -106,11 +111,11 @@ class SeqpacketPeer:
             return
         try:
             while channel.resume():
-                self._leaving = None
+                self._leaving = []
                 if not self._queue:
                     return
-                self._leaving = self._queue.popleft()
-                if not channel.send(self._leaving):
+                self._leaving, packet = take_together(self._queue)
+                if not channel.send_all(self._leaving, packet):
                     break
             self._epoll.modify(channel.sock, select.EPOLLIN | select.EPOLLOUT)
         except OSError as error:  # its end of file tells the link's own thread
@@ -119,13 +124,13 @@ class SeqpacketPeer:
         self._stuck = True
 
     def _take_back(self, channel: Channel) -> None:
-        """The message that could not leave goes first on the next connection.
+        """What could not leave goes first on the next connection.
 
-        One of which a part has left is lost with this one: perhaps it was the reason why the hub ended it.
+        A message of which a part has left is lost with this one: perhaps it was the reason why the hub ended it.
         """
-        if self._leaving is not None and not channel.torn:
-            self._queue.appendleft(self._leaving)
-        self._leaving = None
+        if not channel.torn:
+            self._queue.extendleft(reversed(self._leaving))
+        self._leaving = []
         channel.drop()
 
     def _resume(self, channel: Channel) -> None:

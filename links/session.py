@@ -6,13 +6,14 @@ caller who waits for one (`helm.py`). `base.py` is what it talks through.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ConfigError
@@ -70,6 +71,10 @@ class Session:
         self._broken_off = False
         #: Nothing has been taken from the link since the last wait.
         self._idle = True
+        #: The link has said that it has nothing more.
+        self._drained = True
+        #: Callers that post several messages which are to leave together; changed under the lock.
+        self._gathering = 0
         hello = wire.Hello(
             version=wire.WIRE_VERSION,
             role=role,
@@ -105,7 +110,25 @@ class Session:
                     self._outbox.append(frames)
                     self._wake()
                     return
-        link.send(frames)
+        link.send(frames, more=self._gathering > 0)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is posted inside, by any thread, may wait for the end of it: `flush` before anything that takes time."""
+        with self._wake_lock:
+            self._gathering += 1
+        try:
+            yield
+        finally:
+            with self._wake_lock:
+                self._gathering -= 1
+            self.flush()
+
+    def flush(self) -> None:
+        """Let go of what `together` may have kept back."""
+        link = self._open_link
+        if link is not None:
+            link.flush()
 
     def wait(self, condition: threading.Condition, done: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until `done()`, which callbacks bring about and `condition` announces; returns it.
@@ -186,7 +209,7 @@ class Session:
         self._settle_the_last(link)
         due = min(self._presence.next_beat, link.next_try(), until)
         self._idle = True
-        ready = poller.poll(max(due - time.monotonic(), 0.0))
+        ready = poller.poll(max(due - time.monotonic(), 0.0) if self._drained else 0.0)
         self._idle = False
         if self._wake_fd in ready:
             os.eventfd_read(self._wake_fd)
@@ -208,9 +231,11 @@ class Session:
             link.begin_anew()
 
     def _receive(self, link: PeerLink) -> None:
+        self._drained = False
         for _ in range(_MESSAGES_PER_TURN):
             frames = link.receive()
             if frames is None:
+                self._drained = True
                 break
             self._presence.receive(link, frames, time.monotonic())
             if self._helm.asked:

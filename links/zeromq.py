@@ -75,7 +75,7 @@ class ZmqPeer:
         """ZeroMQ has a thread for that."""
         return math.inf
 
-    def send(self, frames: Sequence[Any]) -> None:
+    def send(self, frames: Sequence[Any], *, more: bool = False) -> None:  # noqa: ARG002 - ZeroMQ puts them together
         """Queue a message; after `close`, drop it."""
         if self._socket.closed:
             return
@@ -88,6 +88,9 @@ class ZmqPeer:
             self._socket.disconnect(self._address)
             self._socket.connect(self._address)
             self._socket.send_multipart(frames, copy=copy)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
     def receive(self) -> Frames | None:
         """The next message, or None."""
@@ -145,7 +148,7 @@ class ZmqHub:
         """The socket."""
         return (self._socket,)
 
-    def send(self, peer: bytes, frames: Sequence[Any]) -> bool:
+    def send(self, peer: bytes, frames: Sequence[Any], *, more: bool = False) -> bool:  # noqa: ARG002 - the same
         """Send to a peer without waiting; False when it is gone or has `peer_backlog` messages unread."""
         try:
             self._socket.send_multipart([peer, *frames], copy=_all_small(frames))
@@ -154,6 +157,9 @@ class ZmqHub:
                 return False
             raise
         return True
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
     def receive(self) -> tuple[bytes, Frames | None] | None:
         """The next message and who sent it, or None. Nobody's end is ever told."""

@@ -12,7 +12,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -318,11 +318,9 @@ class Hub:
                 if self._wake in dict(poller.poll()):
                     os.eventfd_read(self._wake)
                 while not self._orders.empty():
-                    self._hub.send(*self._orders.get())
-                for _ in range(256):
-                    received = self._hub.receive()
-                    if received is None:
-                        break
+                    self._hub.send(*self._orders.get(), more=True)
+                self._hub.flush()
+                while (received := self._hub.receive()) is not None:
                     peer, frames = received
                     if frames is not None:
                         self._receive(peer, frames)
@@ -365,6 +363,12 @@ class Hub:
     def send_frames(self, *frames: Any, to: bytes | None = None) -> None:
         """Send anything."""
         self._orders.put((to or self.seen[0][0], list(frames)))
+        os.eventfd_write(self._wake, 1)
+
+    def send_together(self, messages: Iterable[wire.Message]) -> None:
+        """Send messages without a body, as many in one packet as go, to the peer that was heard first."""
+        for message in messages:
+            self._orders.put((self.seen[0][0], [wire.encode(message)]))
         os.eventfd_write(self._wake, 1)
 
     def of(self, kind: Any) -> list[Any]:

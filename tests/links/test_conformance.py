@@ -122,6 +122,30 @@ def test_what_was_received_is_the_receivers(link, hub, make_peer):
     assert content(first) == [b"first", b"a" * 1000, b"x" * 200_000]
 
 
+SIZES = [5, 0, 3000, 200_000, 7, 90_000, 60_000, 1]
+
+
+@pytest.mark.parametrize("last_is_kept_back", [False, True], ids=["then one more", "then flushed"])
+@pytest.mark.parametrize("to_hub", [True, False], ids=["to the hub", "to a peer"])
+def test_what_is_kept_back_leaves_in_order(link, hub, make_peer, to_hub, last_is_kept_back):
+    """With `more`, messages may leave together, and no later than the next one without it, or `flush`."""
+    peer = make_peer()
+    identity = link.met(hub, peer)
+    messages = [[b"%d" % number, bytes(size)] for number, size in enumerate(SIZES * 20)]
+    for number, message in enumerate(messages):
+        more = last_is_kept_back or number < len(messages) - 1
+        if to_hub:
+            peer.send(message, more=more)
+        else:
+            assert hub.send(identity, message, more=more) is True
+    sender, receiver = (peer, hub) if to_hub else (hub, peer)
+    if last_is_kept_back:
+        sender.flush()
+    for message in messages:
+        received = _received_while(link, receiver, sender)
+        assert content(received[1] if to_hub else received) == message
+
+
 def test_messages_keep_their_order(link, hub, make_peer):
     """5,000 messages of one peer, small and large, arrive once each and in order; so they do from the hub."""
     peer = make_peer()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import tracemalloc
+from collections import deque
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensoryard.links import framing
@@ -21,13 +23,16 @@ from tensoryard.links.framing import (
     greeting,
     header_of,
     kept,
-    open_message,
+    open_packet,
     packets,
     read_greeting,
     sizes_of,
+    take_together,
 )
 
 LIMITS = Limits(1 << 20, 4 << 20)
+#: Of nothing.
+MOST = Limits(float("inf"), float("inf"))
 BUFFERS = Buffers()
 
 
@@ -36,10 +41,18 @@ def packed(frames):
     return [b"".join(packet) for packet in packets(header_of(sizes_of(frames)), frames)]
 
 
+def only(opened):
+    """The one message of a packet, or its beginning."""
+    if isinstance(opened, Assembly):
+        return opened
+    (message,) = opened
+    return message
+
+
 def unpacked(data, limits=LIMITS):
     """The message in packets; also says how many of them it took."""
     first, *rest = data
-    message = open_message(memoryview(first), limits, BUFFERS)
+    message = only(open_packet(memoryview(first), limits, BUFFERS))
     for packet in rest:
         assert isinstance(message, Assembly), "it was complete before its last packet"
         message.rest[: len(packet)] = packet
@@ -51,13 +64,13 @@ def unpacked(data, limits=LIMITS):
 def test_w_40_a_greeting_is_a_name():
     """The first packet of a connection is 8 fixed bytes and an identity of 16."""
     identity = bytes(range(16))
-    assert greeting(identity) == b"tyard\x00\x00\x01" + identity
+    assert greeting(identity) == b"tyard\x00\x00\x02" + identity
     assert read_greeting(memoryview(greeting(identity))) == identity
 
 
 @pytest.mark.parametrize(
     "packet",
-    [b"", b"x", b"tyard\x00\x00\x02" + bytes(16), b"tyard\x00\x00\x01" + bytes(15), b"tyard\x00\x00\x01" + bytes(17)],
+    [b"", b"x", b"tyard\x00\x00\x01" + bytes(16), b"tyard\x00\x00\x02" + bytes(15), b"tyard\x00\x00\x02" + bytes(17)],
     ids=["nothing", "other", "another version", "too short", "too long"],
 )
 def test_w_40_anything_else_is_no_greeting(packet):
@@ -153,7 +166,7 @@ def test_w_42_what_cannot_be_costs_no_memory(packet):
     tracemalloc.start()
     try:
         with pytest.raises(FramingError):
-            open_message(packet, LIMITS, BUFFERS)
+            open_packet(packet, LIMITS, BUFFERS)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -168,28 +181,73 @@ def test_w_42_the_limits_themselves_are_allowed():
 def test_more_than_there_is_memory_for_is_refused():
     """Where nothing limits a message, one that no machine can hold is refused like any other."""
     with pytest.raises(FramingError, match="there is no memory"):
-        open_message(announced(1 << 62), Limits(float("inf"), float("inf")), BUFFERS)
+        open_packet(announced(1 << 62), Limits(float("inf"), float("inf")), BUFFERS)
 
 
 @given(st.binary(max_size=200))
 def test_w_42_any_bytes_are_a_message_or_refused(data):
-    """Whatever a packet holds, it is a message within the limits, the beginning of one, or an error of the framing."""
+    """Whatever a packet holds, it is messages within the limits, the beginning of one, or an error of the framing."""
     try:
-        message = open_message(memoryview(data), LIMITS, BUFFERS)
+        messages = open_packet(memoryview(data), LIMITS, BUFFERS)
     except FramingError:
         return
-    if not isinstance(message, Assembly):
-        assert packed(message) == [data]
+    if not isinstance(messages, Assembly):
+        assert [packet for message in messages for packet in packed(message)] == split(data, messages)
+
+
+def split(data, messages):
+    """Where one message of a packet ends and the next begins."""
+    ends = list(itertools.accumulate(len(packed(message)[0]) for message in messages))
+    return [data[start:end] for start, end in zip([0, *ends], [*ends[:-1], len(data)], strict=True)][: len(messages)]
+
+
+messages_of_any_size = st.lists(
+    st.lists(st.integers(0, 300) | st.integers(0, 200_000), min_size=1, max_size=70).map(
+        lambda n: [bytes(i) for i in n]
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(messages_of_any_size)
+def test_w_41_small_messages_share_a_packet(messages):
+    """Whatever waits in a queue leaves in order, the small ones together, and is read as it was."""
+    queue, found, several = deque(messages), [], 0
+    while queue:
+        taken, packet = take_together(queue)
+        several += len(taken) > 1
+        assert len(packet) <= PACKET_BYTES
+        assert bool(packet) == (len(taken) > 1)
+        found += open_packet(memoryview(packet), MOST, BUFFERS) if packet else [unpacked(packed(taken[0]), MOST)]
+    assert found == messages
+    small = [len(frames) <= 64 and sum(map(len, frames)) < 1000 for frames in messages]
+    assert several or not any(one and other for one, other in itertools.pairwise(small))
+
+
+def test_w_41_a_message_that_needs_more_packets_is_alone_in_its_first():
+    """Behind others it would begin where it cannot end."""
+    small, large = packed([b"small"])[0], packed([bytes(PACKET_BYTES)])[0]
+    with pytest.raises(FramingError, match="behind others"):
+        open_packet(memoryview(small + large[:1000]), LIMITS, BUFFERS)
+
+
+def test_w_42_each_message_of_a_packet_is_checked():
+    """The limits hold for the last as for the first."""
+    small = packed([b"small"])[0]
+    with pytest.raises(FramingError, match="over the limits"):
+        open_packet(memoryview(small + announced((4 << 20) + 1)), LIMITS, BUFFERS)
 
 
 def test_received_frames_are_the_receivers_own():
     """Small frames are bytes, large ones read-only views; none changes when the packet's memory is used again."""
     scratch = bytearray(announced(3, more=b"abc"))
-    (small,) = open_message(memoryview(scratch), LIMITS, BUFFERS)
+    (small,) = only(open_packet(memoryview(scratch), LIMITS, BUFFERS))
     scratch[-3:] = b"xyz"
     assert small == b"abc"
     first, *rest = packed([b"s", bytes(200_000)])
-    message = open_message(memoryview(first), LIMITS, BUFFERS)
+    message = open_packet(memoryview(first), LIMITS, BUFFERS)
     message.rest[: len(rest[0])] = rest[0]
     small, large = message.add(len(rest[0]))
     assert type(small) is bytes

@@ -73,7 +73,7 @@ NAME = bytes(range(16))
 GARBAGE = {
     "no greeting": [b"GET / HTTP/1.1\r\n\r\n"],
     "an empty packet": [b""],
-    "another version": [b"tyard\x00\x00\x02" + NAME],
+    "another version": [b"tyard\x00\x00\x01" + NAME],
     "random": [os.urandom(1000)],
     "a greeting too large": [bytes(PACKET_BYTES + 1)],
     "text after the greeting": [greeting(NAME), b"GET / HTTP/1.1\r\n\r\n"],
@@ -347,3 +347,61 @@ def test_what_nobody_takes_is_not_waited_for_long(link):
         hub.close()
         assert time.monotonic() - began >= 0.4, "it was given a chance"
         assert content(peer.receive()) == [bytes(20_000)]
+
+
+def together(peer, messages):
+    """Sent as one packet, as far as they fit."""
+    for message in messages:
+        peer.send(message, more=True)
+    peer.flush()
+
+
+def test_all_that_came_is_given_before_none(link, hub, make_peer):
+    """Messages of one packet come one by one, and `receive` says None only when nothing is left."""
+    peer, other = make_peer(), make_peer()
+    link.met(hub, other)
+    identity = link.met(hub, peer)
+    together(peer, [[b"%d" % number] for number in range(300)])
+    found = [link.received(hub)]
+    while (received := hub.receive()) is not None:
+        found.append(received)
+    assert found == [(identity, [b"%d" % number]) for number in range(300)]
+
+
+def test_a_packet_of_many_messages_is_not_read_to_its_end_before_others_are_heard(link, hub, make_peer):
+    """Two peers that send whole packets at a time are heard in turns."""
+    names = {link.met(hub, peer): peer for peer in (make_peer(), make_peer())}
+    for peer in names.values():
+        together(peer, [[b"%d" % number] for number in range(300)])
+    senders = [link.received(hub)[0] for _ in range(600)]
+    assert set(senders[:100]) == set(senders[-300:-200]) | set(names)
+
+
+def test_a_peer_that_ends_with_messages_unread_is_heard_first(link, hub, make_peer):
+    """Its end comes behind all messages of its last packet."""
+    peer = make_peer()
+    identity = link.met(hub, peer)
+    together(peer, [[b"%d" % number] for number in range(50)])
+    peer.close()
+    found = [link.received(hub) for _ in range(51)]
+    assert found == [*((identity, [b"%d" % number]) for number in range(50)), (identity, None)]
+
+
+def test_what_is_kept_back_has_a_bound(link, hub, make_peer):
+    """A packet full leaves by itself, flushed or not."""
+    peer = make_peer()
+    identity = link.met(hub, peer)
+    for number in range(1000):
+        assert hub.send(identity, [b"%d" % number], more=True)
+    assert content(link.received(peer)) == [b"0"]
+
+
+def test_what_is_kept_back_for_one_that_goes_is_dropped(link, hub, make_peer):
+    """Its end is told, and `flush` finds nothing to do."""
+    peer = make_peer()
+    identity = link.met(hub, peer)
+    assert hub.send(identity, [b"never read"], more=True)
+    peer.close()
+    assert link.received(hub) == (identity, None)
+    hub.flush()
+    assert hub.send(identity, [b"late"]) is False

@@ -177,6 +177,43 @@ def test_posts_from_many_threads_keep_their_order(hub, make_session):
     assert hub.bodies(wire.StartFailed) == [[message.text.encode()] for message in messages]
 
 
+def test_what_is_posted_together_leaves_at_the_end(hub, owner, make_session):
+    """In order, with nothing else needed; also when something goes wrong before the end."""
+    session = make_session(hub.address)
+    owner.until(lambda: owner.told, "the welcome")
+
+    def post_and_fail():
+        with session.together():
+            for number in range(20):
+                session.post(wire.Cancel(request_id=str(number)))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        post_and_fail()
+    assert [cancel.request_id for cancel in hub.wait(wire.Cancel, 20)] == [str(number) for number in range(20)]
+    session.post(wire.Cancel(request_id="alone"))
+    assert hub.wait(wire.Cancel, 21)[-1].request_id == "alone"
+
+
+def test_a_flush_does_not_wait_for_the_end(hub, owner, make_session):
+    """What was posted before it leaves, since its owner is about to wait for what that brings."""
+    session = make_session(hub.address)
+    owner.until(lambda: owner.told, "the welcome")
+    with session.together():
+        session.post(wire.Cancel(request_id="first"))
+        session.flush()
+        assert hub.wait(wire.Cancel)[0].request_id == "first"
+
+
+def test_a_burst_larger_than_a_turn_is_served_to_its_end(hub, owner, make_session):
+    """Many messages of one packet: what one turn leaves, the next takes up without waiting for more to come."""
+    session = make_session(hub.address, NEVER)
+    owner.until(lambda: owner.told, "the welcome")
+    hub.send_together(wire.CancelWork(request_id=str(number), attempt=1) for number in range(1000))
+    owner.until(lambda: len(owner.told) == 1001, "all of them")
+    assert session.silent_s < 1000
+
+
 def test_a_post_does_not_wait_for_a_beat(hub, make_session):
     """What is posted leaves at once, however rare heartbeats are."""
     session = make_session(hub.address, NEVER)
