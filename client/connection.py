@@ -38,6 +38,17 @@ from .wish import Wish
 #: Of the number of a client's first request: enough that no two clients count over the same ones.
 _SUBMISSION_BITS = 52
 
+#: This process, by another object after each fork: the system would have to be asked for its number each time.
+_process = object()
+
+
+def _forked() -> None:
+    global _process  # noqa: PLW0603 - there is one process
+    _process = object()
+
+
+os.register_at_fork(after_in_child=_forked)
+
 
 def resolve_address(address: str | None) -> str:
     """The address to connect to: the given one, else $TENSORYARD_ADDRESS, else the local connection file's.
@@ -62,7 +73,8 @@ class Connection:
         #: Set while this client closes: ends the waits of those who would send something.
         self._leaving = threading.Event()
         self._closed = False
-        self._pid = os.getpid()
+        #: Changes in a child process, where the session's thread is not.
+        self._process = _process
         self._alarm = Alarm()
         self._session = Session(
             address=self.address,
@@ -146,7 +158,8 @@ class Connection:
     def wish(self, request: Any, *, deadline_s: float | None, priority: int, retry: Retry | bool | None = None) -> Wish:
         """What a caller wants, checked, and nothing done for it yet. Raises InvalidRequest or NotConnected."""
         self._require_open()
-        deadline_s, priority = _checked(deadline_s, priority)
+        if deadline_s is not None or priority or type(priority) is not int:
+            deadline_s, priority = _checked(deadline_s, priority)
         policy = self.retry if retry is None else Retry() if retry is True else retry or None
         return Wish(
             request=request,
@@ -232,7 +245,7 @@ class Connection:
             )
 
     def _require_open(self) -> wire.Welcome:
-        if os.getpid() != self._pid and not self._closed:
+        if _process is not self._process and not self._closed:
             raise errors.NotConnected("this client was made before a fork, and its thread is not here: connect() anew")
         return self._conversation.require_open(self._session.silent_s)
 

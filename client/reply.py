@@ -64,7 +64,9 @@ class Reply:
         self._consumed = consumed
         self._reading = reading or Reading()
         self._wait = wait
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        #: Made when somebody waits: few do where many requests are under way, and to make one costs more than a lock.
+        self._changed: threading.Condition | None = None
         #: Those from `_reading.dropped` on.
         self._outputs: list[Any] = []
         self._error: TensoryardError | None = None
@@ -93,7 +95,7 @@ class Reply:
 
     def collect(self) -> None:
         """Take in the whole answer as it comes, before anybody waits for `result`. Again is harmless."""
-        with self._changed:
+        with self._lock:
             self._reading.collecting = True
         self._tell()
 
@@ -103,9 +105,9 @@ class Reply:
         Raises InvalidRequest when parts of it were read by iteration and let go of.
         """
         self.collect()
-        if not self._wait(self._changed, lambda: self._done, timeout_s):
+        if not self._done and not self._wait(self._condition(), lambda: self._done, timeout_s):
             raise ReplyTimeout(f"no answer within {timeout_s} s; it still runs", request_id=str(self.request_id))
-        with self._changed:
+        with self._lock:
             if self._error is not None:
                 raise _fresh(self._error)
             self._require_kept(0)
@@ -116,7 +118,7 @@ class Reply:
         position = 0
         while True:
             if self._reading.came <= position and not self._done:
-                self._wait(self._changed, lambda: self._reading.came > position or self._done, None)  # noqa: B023
+                self._wait(self._condition(), lambda: self._reading.came > position or self._done, None)  # noqa: B023
             outputs, done = self.outputs_from(position, self._reading.stride)
             position += len(outputs)
             yield from outputs
@@ -129,7 +131,7 @@ class Reply:
         They count as read. Raises what ended the request, once there is nothing more to give, and InvalidRequest when
         the first of them was let go of.
         """
-        with self._changed:
+        with self._lock:
             self._require_kept(position)
             start = position - self._reading.dropped
             outputs = self._outputs[start : None if most is None else start + most]
@@ -144,6 +146,12 @@ class Reply:
             self._consumed(self.request_id, told)
         return outputs, last
 
+    def _condition(self) -> threading.Condition:
+        with self._lock:
+            if self._changed is None:
+                self._changed = threading.Condition(self._lock)
+            return self._changed
+
     def _require_kept(self, position: int) -> None:
         dropped = self._reading.dropped
         if position < dropped and self._error is not None:
@@ -157,7 +165,7 @@ class Reply:
 
     def _tell(self, *, all_of_it: bool = False) -> None:
         """Say how much has been read, if the worker is to know; not under the lock."""
-        with self._changed:
+        with self._lock:
             parts = None if self._done else self._reading.tell(all_of_it=all_of_it)
         if parts is not None:
             self._consumed(self.request_id, parts)
@@ -172,7 +180,7 @@ class Reply:
 
         It must not wait for anything; what it raises is logged.
         """
-        with self._changed:
+        with self._lock:
             self._listeners.append(listener)
             done = self._done
         if done:
@@ -191,7 +199,7 @@ class Reply:
 
     def add_output(self, output: Any, ledger: CopyLedger | None, *, done: bool, size_bytes: int = 0) -> None:
         """One output has come; `size_bytes` is what it takes, shared memory included. `ledger`: None for no news."""
-        with self._changed:
+        with self._lock:
             if self._done:
                 return
             self._outputs.append(output)
@@ -207,7 +215,7 @@ class Reply:
 
     def fail(self, error: TensoryardError) -> None:
         """The request ended without its answer; what came before stays readable by iteration."""
-        with self._changed:
+        with self._lock:
             if self._done:
                 return
             self._error = error
@@ -217,7 +225,8 @@ class Reply:
 
     def _awaken(self) -> Sequence[Callable[[], None]]:
         """Whoever waits is to look; under the lock. Returns whom to call besides."""
-        self._changed.notify_all()
+        if self._changed is not None:
+            self._changed.notify_all()
         return tuple(self._listeners)
 
     def _call(self, listeners: Sequence[Callable[[], None]]) -> None:
