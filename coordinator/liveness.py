@@ -1,24 +1,26 @@
 """Knowing at once that a process on this host has died: a descriptor per process, readable when it ends.
 
-`process.py` waits on these beside its link; processes elsewhere are known by their heartbeats alone.
+`process.py` waits on all of them as one, beside its link; processes elsewhere are known by their heartbeats alone.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+import select
 
-from ..links import Poller, pid_namespace
+from ..links import pid_namespace
 from .actions import Watch
+
+#: Ends told at once; the others a moment later.
+_MOST = 64
 
 
 class ProcessWatch:
-    """The processes of those peers that can be seen from here; `poller` wakes when one has ended."""
+    """The processes of those peers that can be seen from here; readable when one has ended, however many there are."""
 
-    def __init__(self, poller: Poller, host: str) -> None:
-        self._poller = poller
+    def __init__(self, host: str) -> None:
         self._host = host
+        self._epoll = select.epoll()
         self._by_peer: dict[bytes, int] = {}
         self._by_pidfd: dict[int, bytes] = {}
 
@@ -31,24 +33,29 @@ class ProcessWatch:
         if pidfd is not None:
             self._by_peer[wish.peer] = pidfd
             self._by_pidfd[pidfd] = wish.peer
-            self._poller.register(pidfd)
+            self._epoll.register(pidfd, select.EPOLLIN)
 
     def forget(self, peer: bytes) -> None:
         """Watch it no longer; harmless when it was not watched."""
         pidfd = self._by_peer.pop(peer, None)
         if pidfd is not None:
             del self._by_pidfd[pidfd]
-            self._poller.unregister(pidfd)
+            self._epoll.unregister(pidfd)
             os.close(pidfd)
 
-    def ended(self, ready: Mapping[Any, int]) -> list[bytes]:
-        """Peers whose process has ended, of the descriptors that are ready."""
-        return [self._by_pidfd[fd] for fd in ready if isinstance(fd, int) and fd in self._by_pidfd]
+    def fileno(self) -> int:
+        """The one descriptor to wait on."""
+        return self._epoll.fileno()
+
+    def ended(self) -> list[bytes]:
+        """Peers whose process has ended and that have not been forgotten since, some at a time."""
+        return [self._by_pidfd[fd] for fd, _ in self._epoll.poll(0, _MOST)]
 
     def close(self) -> None:
-        """Watch nobody any more."""
+        """Watch nobody any more. Again is harmless."""
         for peer in list(self._by_peer):
             self.forget(peer)
+        self._epoll.close()
 
     def __len__(self) -> int:
         return len(self._by_peer)

@@ -82,8 +82,8 @@ class Coordinator:
             at=time.monotonic(),
             expects_fleet=expects_fleet,
         )
-        self._poller = Poller((*self._hub.pollables, self._stop_fd))
-        self._processes = ProcessWatch(self._poller, self.broker.host)
+        self._processes = ProcessWatch(self.broker.host)
+        self._poller = Poller((*self._hub.pollables, self._stop_fd, self._processes.fileno()))
         #: Peers to which something could not be sent; a dict for its order.
         self._unreachable: dict[bytes, None] = {}
         #: Until when they, and those that died, may have last words in our queue.
@@ -118,7 +118,8 @@ class Coordinator:
 
     def _turn(self) -> None:
         ready = self._poller.poll(self._sleep_s())
-        died = self._processes.ended(ready)  # now: what messages bring about may give these numbers to others
+        # Now: what messages bring about may give these descriptors' numbers to others.
+        died = self._processes.ended() if self._processes.fileno() in ready else []
         self._drained = self._take_messages()
         self._act()
         if died or self._unreachable:
@@ -177,8 +178,8 @@ class Coordinator:
 
     def _close(self) -> None:
         """Let go of everything; the name last, when its socket is free for the next coordinator."""
-        self._processes.close()
         self._poller.close()
+        self._processes.close()
         self._hub.close()
         self._connection.close()
         self._close_stop_fd()

@@ -24,27 +24,13 @@ class Poller:
         wanted = list(pollables)
         self._epoll: select.epoll | None = None
         self._zmq = zmq.Poller()
-        self._waited = 0
-        if not any(isinstance(pollable, zmq.Socket) for pollable in wanted):
+        if any(isinstance(pollable, zmq.Socket) for pollable in wanted):
+            for pollable in wanted:
+                self._zmq.register(pollable, zmq.POLLIN)
+        else:
             self._epoll = select.epoll()
-        for pollable in wanted:
-            self.register(pollable)
-
-    def register(self, pollable: Any) -> None:
-        """Wait on this too."""
-        self._waited += 1
-        if self._epoll is not None:
-            self._epoll.register(pollable, select.EPOLLIN)
-        else:
-            self._zmq.register(pollable, zmq.POLLIN)
-
-    def unregister(self, pollable: Any) -> None:
-        """Wait on it no longer; it is still open."""
-        self._waited -= 1
-        if self._epoll is not None:
-            self._epoll.unregister(pollable)
-        else:
-            self._zmq.unregister(pollable)
+            for pollable in wanted:
+                self._epoll.register(pollable, select.EPOLLIN)
 
     def poll(self, timeout_s: float) -> dict[Any, int]:
         """What has input, after at most so many seconds; descriptors by number. Ends early for nothing, at times."""
@@ -52,10 +38,6 @@ class Poller:
             return dict(self._epoll.poll(timeout_s, _MOST))
         # Rounded up: to be woken too early means to ask again and again.
         return dict(self._zmq.poll(math.ceil(timeout_s * 1000)))
-
-    def __len__(self) -> int:
-        """On how many it waits."""
-        return self._waited
 
     def close(self) -> None:
         """Wait on nothing any more. Again is harmless."""

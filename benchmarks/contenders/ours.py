@@ -93,7 +93,7 @@ class Tensoryard(Contender):
 
     def flight(self, messages: Sequence[bytes], in_flight: int) -> list[bytes]:
         """By `client.map`."""
-        requests = (ty.EmbeddingsRequest(model="works", input=np.frombuffer(m, np.float32)) for m in messages)
+        requests = [ty.EmbeddingsRequest(model="works", input=np.frombuffer(m, np.float32)) for m in messages]
         answers = self._cluster.client.map(requests, max_in_flight=in_flight)
         return [answer.embeddings.tobytes() for answer in answers]
 

@@ -11,7 +11,7 @@ import pytest
 
 from tensoryard.coordinator.actions import Watch
 from tensoryard.coordinator.liveness import ProcessWatch, open_pidfd
-from tensoryard.links import Poller, pid_namespace
+from tensoryard.links import pid_namespace
 
 OURS = {"host": "h", "namespace": pid_namespace(), "own_host": "h"}
 
@@ -84,18 +84,10 @@ def test_without_descriptors_nobody_is_watched():
 
 
 @pytest.fixture
-def poller():
-    poller = Poller(())
-    yield poller
-    poller.close()
-
-
-@pytest.fixture
-def watch(poller):
-    watch = ProcessWatch(poller, "h")
+def watch():
+    watch = ProcessWatch("h")
     yield watch
     watch.close()
-    assert not len(poller)
 
 
 def wish(peer, pid):
@@ -103,28 +95,29 @@ def wish(peer, pid):
 
 
 @pytest.mark.process
-def test_the_poller_wakes_for_the_peer_that_died(poller, watch):
-    """Of two peers the one whose process ended is named; other descriptors that are ready are passed over."""
+def test_one_descriptor_wakes_for_the_peer_that_died(watch):
+    """Of two peers the one whose process ended is named."""
     with subprocess.Popen(["sleep", "1000"]) as process:
         watch.watch(wish(b"child", process.pid))
         watch.watch(wish(b"ourselves", os.getpid()))
-        assert watch.ended(poller.poll(0)) == []
+        assert watch.ended() == []
         process.kill()
-        ready = poller.poll(30.0)
-    assert watch.ended({object(): 1, -5: 1, **ready}) == [b"child"]
+        assert select.select([watch], [], [], 30.0)[0] == [watch]
+    assert watch.ended() == [b"child"]
+    assert watch.ended() == [b"child"], "until it is forgotten"
     watch.forget(b"child")
-    assert watch.ended(ready) == []
+    assert watch.ended() == []
     assert len(watch) == 1
 
 
 @pytest.mark.process
-def test_whom_nobody_can_see_is_not_watched(poller, watch):
+def test_whom_nobody_can_see_is_not_watched(watch):
     """A process that has ended, lives elsewhere or is unknown leaves nothing to wait on; forgetting it is harmless."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
     watch.watch(wish(b"ended", process.pid))
     watch.watch(wish(b"no pid", 0))
     watch.watch(Watch(b"elsewhere", pid=os.getpid(), host="other", pid_namespace=pid_namespace()))
-    assert (len(watch), len(poller)) == (0, 0)
+    assert len(watch) == 0
     watch.forget(b"ended")
     watch.forget(b"a stranger")
