@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, NoReturn, Protocol, Union, get_args, get_origin
 
@@ -328,16 +328,19 @@ class _Decoding:
     def _finish(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if self._copy:
             return array.copy()
-        if not array.flags.aligned:  # wherever it happened to lie in its frame
+        flags = array.flags
+        if not flags.aligned:  # wherever it happened to lie in its frame
             array = array.copy()
-        array.flags.writeable = False
+            flags = array.flags
+        if flags.writeable:
+            flags.writeable = False
         return array
 
 
 def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:
     """A view of raw bytes as an array; every claim of the sender about them is checked first."""
     memory, dtype = memoryview(raw), parse_dtype(name)
-    if any(n < 0 for n in shape):
+    if min(shape, default=0) < 0:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} cannot be")
     if math.prod(shape) * dtype.itemsize != memory.nbytes:
         raise DecodeError(f"an array of shape {shape[:8]} and dtype {name} does not have {memory.nbytes} bytes")
@@ -365,23 +368,32 @@ def _typed(type_: Any, value: Any) -> Any:
 @lru_cache(maxsize=256)
 def _reader_of(type_: Any) -> Callable[[Any], Any]:
     if type_ is np.ndarray or get_origin(type_) is np.ndarray:
-        return partial(_checked_array, type_)
+        return _array_reader(type_)
     if hasattr(type_, "from_wire"):
         reader: Callable[[Any], Any] = type_.from_wire
         return reader
     raise DecodeError(f"no message carries a {getattr(type_, '__name__', type_)}")
 
 
-def _checked_array(type_: Any, array: Any) -> npt.NDArray[Any]:
-    if not isinstance(array, np.ndarray):
-        raise DecodeError(f"an array is expected, not a {type(array).__name__}")
+def _array_reader(type_: Any) -> Callable[[Any], npt.NDArray[Any]]:
+    """Checks a decoded value against an array annotation."""
     scalars, dimensions = _declared(type_)
-    if scalars and not any(_is_subdtype(array.dtype, scalar) for scalar in scalars):
-        names = " or ".join(scalar.__name__ for scalar in scalars)
-        raise DecodeError(f"an array of {names} is expected, not of {array.dtype}")
-    if dimensions is not None and array.ndim != dimensions:
-        raise DecodeError(f"an array of {dimensions} dimensions is expected, not of {array.ndim}")
-    return array
+
+    @lru_cache(maxsize=64)
+    def fits(dtype: np.dtype[Any]) -> bool:
+        return not scalars or any(_is_subdtype(dtype, scalar) for scalar in scalars)
+
+    def read(array: Any) -> npt.NDArray[Any]:
+        if not isinstance(array, np.ndarray):
+            raise DecodeError(f"an array is expected, not a {type(array).__name__}")
+        if not fits(array.dtype):
+            names = " or ".join(scalar.__name__ for scalar in scalars)
+            raise DecodeError(f"an array of {names} is expected, not of {array.dtype}")
+        if dimensions is not None and array.ndim != dimensions:
+            raise DecodeError(f"an array of {dimensions} dimensions is expected, not of {array.ndim}")
+        return array
+
+    return read
 
 
 def _is_subdtype(dtype: np.dtype[Any], scalar: type[np.generic]) -> bool:
@@ -391,7 +403,6 @@ def _is_subdtype(dtype: np.dtype[Any], scalar: type[np.generic]) -> bool:
     return np.issubdtype(dtype, scalar) or (dtype.kind in "fV" and issubclass(np.floating, scalar))
 
 
-@lru_cache(maxsize=256)
 def _declared(type_: Any) -> tuple[tuple[type[np.generic], ...], int | None]:
     """The scalar types and the number of dimensions of an array annotation; () and None when any will do."""
     shape, dtype = (*get_args(type_), Any, Any)[:2]
