@@ -197,7 +197,19 @@ class Router:
             return
         if worker is not None:  # at work on another request of that name, which nobody can ask for any more
             self._effects.append(ev.SendCancel(worker=worker.name, request_id=request.request_id, attempt=attempt))
-        self._enqueue(request)
+        if not self._start_at_once(model, request):
+            self._enqueue(request)
+
+    def _start_at_once(self, model: Model, request: Request) -> bool:
+        """Where nobody waits and a worker is free, a newcomer need not queue: the same outcome by a shorter way."""
+        if model.waiting or request.deadline <= self._at:
+            return False
+        name = model.free_workers.least(request.host)
+        if name is None:
+            return False
+        model.queued_bytes += request.weight_bytes
+        self._start(model, request, self.workers[name])
+        return True
 
     def _replace(self, request: Request) -> None:
         """Its client has given it up, unheard by us, and now asks for something else by its name.

@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 #: Connections looked at by one call of `receive` when none of them has a whole message.
 _LOOKS_PER_CALL = 64
-#: Messages of each peer that has several are given out before the kernel is asked who else has some.
-_ROUNDS_PER_LOOK = 16
+#: Messages given out before the kernel is asked who else has some.
+_GIVEN_PER_LOOK = 16
 #: Messages kept back for one peer, in the hope of more, before they leave.
 _MOST_KEPT_BACK = 256
 #: A closing hub gives up when no peer takes anything for so long, and after so long in any case, in seconds.
@@ -93,11 +93,10 @@ class SeqpacketHub:
         self._peers: dict[bytes, _Connection] = {}
         #: Peers for which messages are kept back until `flush`; a dict for its order.
         self._kept_back: dict[_Connection, None] = {}
-        #: Those of which a packet of several messages has come, and not all of these have been given out.
-        self._unfinished: dict[int, _Connection] = {}
-        self._rounds = 0
-        #: Descriptors that the kernel has called ready and that have not had their turn.
+        #: Descriptors that the kernel has called ready, or of whose last packet some messages are left, in turn.
         self._ready: deque[tuple[int, int]] = deque()
+        #: Messages given out since the kernel was asked.
+        self._given = 0
         self._scratch = memoryview(bytearray(PACKET_BYTES))
         self._buffers = Buffers()
         #: Peers that were cut off so far.
@@ -181,8 +180,8 @@ class SeqpacketHub:
 
         Each peer that has something to say is heard before any is heard for long.
         """
-        for _ in range(_LOOKS_PER_CALL):
-            if not self._ready:
+        for _ in range(max(_LOOKS_PER_CALL, len(self._ready))):  # all of which the kernel does not know any more
+            if not self._ready or self._given >= _GIVEN_PER_LOOK:
                 self._look_around()
                 if not self._ready:
                     return None
@@ -196,15 +195,17 @@ class SeqpacketHub:
                 self._flush(connection)
             if events & ~select.EPOLLOUT:
                 received = self._read(connection)
+                if connection.has_more:
+                    self._ready.append((fd, select.EPOLLIN))
                 if received is not None:
+                    self._given += 1
                     return received
-        return self._read(next(iter(self._unfinished.values()))) if self._unfinished else None
+        return None
 
     def _look_around(self) -> None:
-        """Whose turn it is next. The kernel is not asked each time while messages wait that have come already."""
-        self._ready.extend((fd, select.EPOLLIN) for fd in self._unfinished)
-        self._rounds += 1
-        if not self._ready or self._rounds % _ROUNDS_PER_LOOK == 0:
+        """Ask the kernel who has something to say; not each time while messages wait that have come already."""
+        self._given = 0
+        if len(self._ready) <= _LOOKS_PER_CALL:
             self._ready.extend(self._epoll.poll(0, _LOOKS_PER_CALL))
 
     def _let_in(self, door: Door) -> None:
@@ -223,20 +224,12 @@ class SeqpacketHub:
                 self._greet(connection)
                 return None
             frames = connection.receive(self._scratch)
-            self._note_unfinished(connection)
         except FramingError as error:
             self._count_cut(connection, str(error))
             return self._end(connection)
         except (OSError, EOFError):
             return self._end(connection)
         return None if frames is None else (connection.identity, frames)
-
-    def _note_unfinished(self, connection: _Connection) -> None:
-        fd = connection.sock.fileno()
-        if connection.has_more:
-            self._unfinished[fd] = connection
-        else:
-            self._unfinished.pop(fd, None)
 
     def _greet(self, connection: _Connection) -> None:
         """Learn who it is. One that is known has connected anew: all that it said before comes first, then its end."""
@@ -285,7 +278,6 @@ class SeqpacketHub:
 
     def _close_connection(self, connection: _Connection) -> None:
         del self._connections[connection.sock.fileno()]
-        self._unfinished.pop(connection.sock.fileno(), None)
         self._kept_back.pop(connection, None)
         connection.sock.close()
 
