@@ -143,6 +143,8 @@ class Running(Message, frozen=True):
     request_id: Id
     attempt: Count
     submission: Count = 0
+    #: Outputs that it has sent of it.
+    sent: Count = 0
 
 
 class Ready(Message, frozen=True, tag="READY"):

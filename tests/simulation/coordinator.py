@@ -11,6 +11,7 @@ from collections import deque
 from tensoryard.coordinator.actions import Forget, Send, Watch
 from tensoryard.coordinator.broker import Broker
 
+from .checks import check
 from .faults import is_named
 from .processes import NAMESPACE, Process
 from .world import Violation
@@ -48,6 +49,7 @@ class Coordinator(Process):
     def readable(self):
         """A message has come."""
         if not self.frozen and not self._reading:
+            self.world.touched.add(self)
             self._turn()
 
     def _turn(self):
@@ -132,6 +134,9 @@ class Coordinator(Process):
             self._tick_at = math.inf
             self.readable()
 
+    def check_books(self):
+        check(self.broker, "the broker's books")
+
     # -- what happens -------------------------------------------------------------------------------------------------
 
     def process_ended(self, peer):
@@ -140,7 +145,7 @@ class Coordinator(Process):
             self.later(self.world.rng.random() * _SEES_IN_S, self._see_end, peer.connection)
 
     def _see_end(self, connection):
-        if len(connection.up) and connection.up.flowing:
+        if connection.words_to_come:
             self.later(_SEES_IN_S, self._see_end, connection)
         elif connection.identity in self._watched:
             self._died.append(connection.identity)
@@ -155,9 +160,7 @@ class Coordinator(Process):
         """A shutdown is complete."""
         self.broker.goodbye()
         self._act()
-        self.site.network.hub_left()
         self.kill("ended")
 
     def ended(self, *, killed):
-        if killed:
-            self.site.network.hub_went()
+        self.site.network.hub_went(killed=killed)
