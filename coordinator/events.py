@@ -65,7 +65,7 @@ class WorkerJoined(Event, frozen=True):
 class WorkerReadied(Event, frozen=True):
     """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds, of these `submissions`.
 
-    `sent`: how many outputs it has sent of each.
+    `sent`: how many outputs it has sent of each. `cancelled`: whether each was told to stop.
     """
 
     worker: str
@@ -80,6 +80,7 @@ class WorkerReadied(Event, frozen=True):
     #: In the order of `running`; what is missing is not known, like 0.
     submissions: tuple[int, ...] = ()
     sent: tuple[int, ...] = ()
+    cancelled: tuple[bool, ...] = ()
 
 
 class WorkerStartFailed(Event, frozen=True):

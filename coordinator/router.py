@@ -535,10 +535,10 @@ class Router:
         model.credits += worker.credits
         model.unhealthy = ""
         self._notify(worker.name, event.deployment, "ready")
-        submissions = dict(zip(event.running, event.submissions, strict=False))
-        sent = dict(zip(event.running, event.sent, strict=False))
+        told = itertools.zip_longest(event.submissions, event.sent, event.cancelled, fillvalue=0)
+        known = dict(zip(event.running, told, strict=False))
         for slot in worker.slots:
-            self._find_again(model, worker, *slot, submission=submissions.get(slot, 0), sent=sent.get(slot, 0))
+            self._find_again(model, worker, slot, known.get(slot, (0, 0, False)))
         if worker.slots:
             self._watch(worker)
         self._offer(model, worker)
@@ -552,19 +552,20 @@ class Router:
         self._lose_worker(worker, "start_failed", text)
 
     def _find_again(
-        self, model: Model, worker: Worker, request_id: str, attempt: int, *, submission: int, sent: int
+        self, model: Model, worker: Worker, slot: tuple[str, int], told: tuple[int, int, bool | int]
     ) -> None:
         """A worker brings work along. It goes on when its client wants it and nobody else does it, now or later.
 
-        Not where outputs have left it that came to nobody here: they are not sent again, and a worker whose window is
-        full of them would wait for ever to hear that they were read.
+        Not what was told to stop, nor where outputs have left it that came to nobody here: they are not sent again, and
+        a worker whose window is full of them would wait for ever to hear that they were read.
         """
+        (request_id, attempt), (submission, sent, cancelled) = slot, told
         self._attempts = max(self._attempts, attempt)
         request = self.requests.get(request_id)
-        in_step = sent <= (request.delivered if request is not None else 0)
-        if in_step and request is None and request_id not in model.adoptable:
+        whole = not cancelled and sent <= (request.delivered if request is not None else 0)
+        if whole and request is None and request_id not in model.adoptable:
             model.adoptable[request_id] = (worker, attempt, submission)
-        elif in_step and request is not None and _waits_for(request, model, attempt, submission):
+        elif whole and request is not None and _waits_for(request, model, attempt, submission):
             self._unqueue(request)
             self._adopt(request, worker, attempt)
         else:

@@ -60,6 +60,7 @@ def worker_readied(worker: str, message: wire.Ready, at: float) -> ev.WorkerRead
         running=tuple((entry.request_id, entry.attempt) for entry in message.running),
         submissions=tuple(entry.submission for entry in message.running),
         sent=tuple(entry.sent for entry in message.running),
+        cancelled=tuple(entry.cancelled for entry in message.running),
     )
 
 

@@ -47,6 +47,8 @@ class Held(NamedTuple):
 
     submission: int = 0
     sent: int = 0
+    #: It was told to stop.
+    cancelled: bool = False
 
 
 class Requests(Protocol):
@@ -65,7 +67,7 @@ class Requests(Protocol):
         """Nothing new comes."""
 
     def held(self) -> dict[Key, Held]:
-        """Every request taken in, not finished and still wanted."""
+        """Every request taken in and not finished."""
 
 
 class Memory(Protocol):
@@ -180,7 +182,7 @@ class Conversation:
 
     def _announce(self, ready: wire.Ready) -> None:
         running = [
-            wire.Running(request_id=request_id, attempt=attempt, submission=held.submission, sent=held.sent)
+            wire.Running(request_id=request_id, attempt=attempt, **held._asdict())
             for (request_id, attempt), held in self._requests.held().items()
         ]
         self._post(msgspec.structs.replace(ready, running=running))

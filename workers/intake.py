@@ -145,14 +145,13 @@ class Intake:
         self._settle()
 
     def held(self) -> dict[Key, Held]:
-        """Every request taken in, not finished and still wanted: what is cancelled ends as that, whoever asks anew."""
+        """Every request taken in and not finished."""
         with self._lock:
             arriving = {key: Held(message.submission) for key, message in self._arriving.items()}
         # In this order, so that one which gets from there to here meanwhile is not missed.
         return arriving | {
-            (work.request_id, work.attempt): Held(work.submission, work.seq)
+            (work.request_id, work.attempt): Held(work.submission, work.seq, work.context.cancelled)
             for work in self._inbox.held()
-            if not work.context.cancelled
         }
 
     def housekeep(self) -> None:

@@ -1320,6 +1320,35 @@ def test_w_48_work_of_which_outputs_were_lost_is_not_adopted(yard, worker_first)
     assert yard.ends("r") == ["done"]
 
 
+@pytest.mark.parametrize("worker_first", [True, False])
+def test_w_49_work_that_was_told_to_stop_is_not_adopted(yard, worker_first):
+    """It keeps its credit until it ends, and counts as hung if it does not; the request runs anew beside it.
+
+    Seen in a simulation: a client's connection broke, its coordinator stopped the work and died, and the next one took
+    it for what the client sent again: the request ended as cancelled, which nobody had wished.
+    """
+    yard.expect("m")
+
+    def start():
+        return yard.start("w", credits=2, running=(("r", 3),), cancelled=(True,), hang_limit_s=5.0)
+
+    effects = start() if worker_first else []
+    effects += yard.submit("r")
+    effects += [] if worker_first else start()
+    assert yard.sent(effects) == [("w", "r")]
+    yard.answer("w", "r", attempt=3, done=False, code="cancelled")
+    assert yard.ends("r") == []
+    yard.answer("w", "r")
+    assert yard.ends("r") == ["done"]
+
+
+def test_a_worker_that_hangs_in_what_was_told_to_stop_is_found(yard):
+    """Nobody waits for that work, but nobody else would ever get anything from this worker."""
+    yard.expect("m")
+    yard.start("w", running=(("r", 3),), cancelled=(True,), hang_limit_s=5.0)
+    assert only(ev.NotifyFleet, yard.tick(100.0)).what == "hung"
+
+
 def test_work_is_adopted_by_whoever_passed_its_outputs_on(yard):
     """A worker that was given up, and comes back with outputs that are its request's, goes on."""
     yard.expect("m")

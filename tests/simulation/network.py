@@ -287,6 +287,7 @@ class UnixConnection(_Connection):
         """The socket ends: of what is under way a beginning arrives, then the end."""
         if self.whole:
             self.network.counts["broken connections"] += 1
+            self.peer.struck = True
             self.whole = False
             for lane in (self.up, self.down):
                 self._lose_some_of(lane)

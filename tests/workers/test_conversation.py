@@ -109,9 +109,12 @@ def test_ready_needs_both(scene, first):
 
 def test_each_coordinator_hears_what_is_held(known):
     """WELCOME again: READY again, with the requests that are still here."""
-    known.holds = {("a", 3): Held(submission=77, sent=2), ("b", 1): Held()}
+    known.holds = {("a", 3): Held(submission=77, sent=2, cancelled=True), ("b", 1): Held()}
     known.conversation.welcomed(WELCOME)
-    running = [wire.Running(request_id="a", attempt=3, submission=77, sent=2), wire.Running(request_id="b", attempt=1)]
+    running = [
+        wire.Running(request_id="a", attempt=3, submission=77, sent=2, cancelled=True),
+        wire.Running(request_id="b", attempt=1),
+    ]
     assert known.messages() == [msgspec.structs.replace(READY, running=running)]
 
 
