@@ -12,7 +12,6 @@ from tensoryard.coordinator.actions import Forget, Send, Watch
 from tensoryard.coordinator.broker import Broker
 
 from .checks import check
-from .faults import is_named
 from .processes import NAMESPACE, Process
 from .world import Violation
 
@@ -86,8 +85,10 @@ class Coordinator(Process):
                 return False
             self.inbound.popleft()
             self.world.note("read", self.name, frames[0], identity)
-            self._heard_fleet = self._heard_fleet or is_named("DEPLOYMENTS", frames[0])
+            waits = self.broker._room is not None
             self.broker.message(identity, frames, self.clock())
+            if waits and self.broker._room is None:  # messages open its doors only when the fleet has spoken
+                self._heard_fleet = True
             self._act()
             self.site.tripwires.touch(frames[0], self, "after", identity)
         return not self.inbound
