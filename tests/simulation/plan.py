@@ -127,7 +127,7 @@ def make_plan(seed, *, hostile=False):
     two_hosts = rng.random() < 0.1
     return Plan(
         seed=seed,
-        settings=_settings(rng, tight),
+        settings=_settings(rng, random.Random(f"{seed}: the bounds"), tight),
         fleet=fleet,
         clients=clients,
         unix=rng.random() < 0.6,
@@ -145,7 +145,7 @@ def make_plan(seed, *, hostile=False):
     )
 
 
-def _settings(rng, tight):
+def _settings(rng, bounds, tight):
     heartbeat_s = rng.choice((1.0, 2.0, 3.0))
     return Settings(
         heartbeat_s=heartbeat_s,
@@ -158,6 +158,8 @@ def _settings(rng, tight):
         drain_s=rng.choice((3.0, 10.0)),
         peer_backlog=rng.choice((20, 1000)),
         max_in_flight=rng.choice((4, 8)) if tight else 4096,
+        max_in_flight_bytes=bounds.choice((4000, 4 << 30)) if tight else 4 << 30,
+        max_kept_bytes=bounds.choice((1500, 4 << 30)) if tight else 4 << 30,
         allocate_timeout_s=1.0,
         stream_window_parts=rng.choice((1, 2, 3, 256)),
         stream_window_bytes=rng.choice((1000, 64 << 20)),
