@@ -21,12 +21,18 @@ OPTIONS :=
 # How long `make soak` lasts.
 SOAK ?= 30m
 
-.PHONY: help demo test soak lint format bench setup clean
+# What `make simulate` runs: FIRST:LAST+1, or how many from 0 on; a single seed is told as a story. HOSTILE=1 for a
+# network that loses and doubles, PLANTED=1 to look for the bugs that are planted, SMALLER=1 to cut a failing seed down.
+SEEDS ?= 2000
+JOBS  ?= 1
+
+.PHONY: help demo test soak simulate lint format bench setup clean
 
 help:
 	@echo 'make demo   set up, and run real work on an embedded cluster'
 	@echo 'make test   set up, and run every check and test'
 	@echo 'make soak   set up, and run an embedded cluster under load and faults for SOAK=30m'
+	@echo 'make simulate SEEDS=0:100000 JOBS=2   all machines on simulated time, under faults: docs/simulation.md'
 	@echo 'make lint   ruff and mypy alone;  make format  lets ruff mend what it can'
 	@echo 'make bench  set up, and measure us and our peers at the same work: make bench OPTIONS=--quick for a look'
 	@echo 'make setup  install into $(VENV) and do no more;  make clean  takes all of it away'
@@ -43,6 +49,9 @@ test: lint
 
 soak: $(DONE)/demo
 	$(BIN)/tensoryard chaos --embedded --duration $(SOAK)
+
+simulate: $(DONE)/test
+	$(BIN)/python -m tensoryard.tests.simulation $(SEEDS) --jobs $(JOBS) $(if $(HOSTILE),--hostile) $(if $(PLANTED),--planted) $(if $(SMALLER),--smaller)
 
 # N999 (a module's name is an identifier) would look at the name of the folder that the clone is in.
 lint: $(DONE)/test $(DONE)/typing

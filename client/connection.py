@@ -300,7 +300,7 @@ class Connection:
     def _on_alarm(self) -> None:
         """Requests that slept are to be tried again."""
         self._alarm.clear()
-        self._conversation.due(monotonic())
+        self._conversation.due(monotonic(), self._session.silent_s)
 
     def on_failure(self, error: Exception) -> None:
         """Our own thread ended."""

@@ -206,8 +206,9 @@ class Conversation:
             self.refusal = error
             self.pending.fail_all(type(error), error.text)
 
-    def due(self, at: float) -> None:
+    def due(self, at: float, silent_s: float) -> None:
         """Try those again whose time has come; about when `wake` was told, and with each beat."""
+        self._silent_s = silent_s
         for request_id in self._sleepers.due(at):
             entry = self.pending.wake(request_id)
             if entry is None:
@@ -235,7 +236,7 @@ class Conversation:
         self._silent_s = silent_s
         if silent_s > self._reconnect_s:
             self._fail_awake(self._lost, at)
-        self.due(self._latest(at))
+        self.due(self._latest(at), silent_s)
         self._sleepers.sweep(len(self.pending), self.pending.sleeps)
 
     def message(self, message: Any, body: wire.Frames, at: float) -> None:

@@ -63,7 +63,10 @@ class WorkerJoined(Event, frozen=True):
 
 
 class WorkerReadied(Event, frozen=True):
-    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds, of these `submissions`."""
+    """A worker's pipeline is loaded. `running`: (request_id, attempt) it still holds, of these `submissions`.
+
+    `sent`: how many outputs it has sent of each. `cancelled`: whether each was told to stop.
+    """
 
     worker: str
     model: str
@@ -76,6 +79,8 @@ class WorkerReadied(Event, frozen=True):
     running: tuple[tuple[str, int], ...] = ()
     #: In the order of `running`; what is missing is not known, like 0.
     submissions: tuple[int, ...] = ()
+    sent: tuple[int, ...] = ()
+    cancelled: tuple[bool, ...] = ()
 
 
 class WorkerStartFailed(Event, frozen=True):

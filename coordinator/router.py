@@ -370,6 +370,8 @@ class Router:
             self._deliver(request, event)
         elif not event.code:
             self._effects.append(_discard(event))
+            if worker is not None and not event.done:
+                self._give_up_adoptable(worker, event.request_id, event.attempt)
         if worker is not None and (event.done or event.code):
             self._free_slot(worker, event.request_id, event.attempt)
 
@@ -561,9 +563,10 @@ class Router:
         model.credits += worker.credits
         model.unhealthy = ""
         self._notify(worker.name, event.deployment, "ready")
-        submissions = dict(zip(event.running, event.submissions, strict=False))
+        told = itertools.zip_longest(event.submissions, event.sent, event.cancelled, fillvalue=0)
+        known = dict(zip(event.running, told, strict=False))
         for slot in worker.slots:
-            self._find_again(model, worker, *slot, submissions.get(slot, 0))
+            self._find_again(model, worker, slot, known.get(slot, (0, 0, False)))
         if worker.slots:
             self._watch(worker)
         self._offer(model, worker)
@@ -576,16 +579,30 @@ class Router:
         self._effects.append(ev.SendDrain(worker=worker.name))
         self._lose_worker(worker, "start_failed", text)
 
-    def _find_again(self, model: Model, worker: Worker, request_id: str, attempt: int, submission: int) -> None:
-        """A worker brings work along. It goes on when its client wants it and nobody else does it, now or later."""
+    def _find_again(
+        self, model: Model, worker: Worker, slot: tuple[str, int], told: tuple[int, int, bool | int]
+    ) -> None:
+        """A worker brings work along. It goes on when its client wants it and nobody else does it, now or later.
+
+        Not what was told to stop, nor where outputs have left it that came to nobody here: they are not sent again, and
+        a worker whose window is full of them would wait for ever to hear that they were read.
+        """
+        (request_id, attempt), (submission, sent, cancelled) = slot, told
         self._attempts = max(self._attempts, attempt)
         request = self.requests.get(request_id)
-        if request is None and request_id not in model.adoptable:
+        whole = not cancelled and sent <= (request.delivered if request is not None else 0)
+        if whole and request is None and request_id not in model.adoptable:
             model.adoptable[request_id] = (worker, attempt, submission)
-        elif request is not None and request.model == model.name and _waits_for(request, attempt, submission):
+        elif whole and request is not None and _waits_for(request, model, attempt, submission):
             self._unqueue(request)
             self._adopt(request, worker, attempt)
         else:
+            self._effects.append(ev.SendCancel(worker=worker.name, request_id=request_id, attempt=attempt))
+
+    def _give_up_adoptable(self, worker: Worker, request_id: str, attempt: int) -> None:
+        """An output came before anybody asked for it, and was lost: nobody can go on with this work any more."""
+        model = self.models.get(worker.model)
+        if model is not None and _forget_adoptable(model, worker, request_id, attempt):
             self._effects.append(ev.SendCancel(worker=worker.name, request_id=request_id, attempt=attempt))
 
     def _on_start_failed(self, event: ev.WorkerStartFailed) -> None:
@@ -744,9 +761,12 @@ def _discard(event: ev.OutputArrived) -> ev.SendDiscard:
     )
 
 
-def _forget_adoptable(model: Model, worker: Worker, request_id: str, attempt: int) -> None:
-    if model.adoptable.get(request_id, ())[:2] == (worker, attempt):
+def _forget_adoptable(model: Model, worker: Worker, request_id: str, attempt: int) -> bool:
+    """Whether it was adoptable, which it is no more."""
+    adoptable = model.adoptable.get(request_id, ())[:2] == (worker, attempt)
+    if adoptable:
         del model.adoptable[request_id]
+    return adoptable
 
 
 def _runs_already(model: Model, request_id: str, submission: int) -> bool:
@@ -755,10 +775,10 @@ def _runs_already(model: Model, request_id: str, submission: int) -> bool:
     return found is not None and same_submission(found[2], submission)
 
 
-def _waits_for(request: Request, attempt: int, submission: int) -> bool:
-    """It waits, and this attempt is its last, or that of an earlier coordinator."""
+def _waits_for(request: Request, model: Model, attempt: int, submission: int) -> bool:
+    """It waits for this model, and this attempt is its last, or that of an earlier coordinator."""
     waits = request.state is RequestState.QUEUED and request.attempt in (0, attempt)
-    return waits and same_submission(request.submission, submission)
+    return waits and request.model == model.name and same_submission(request.submission, submission)
 
 
 def _unhealthy_text(model: Model) -> str:

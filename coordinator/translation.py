@@ -59,6 +59,8 @@ def worker_readied(worker: str, message: wire.Ready, at: float) -> ev.WorkerRead
         max_queued_bytes=message.max_queued_bytes,
         running=tuple((entry.request_id, entry.attempt) for entry in message.running),
         submissions=tuple(entry.submission for entry in message.running),
+        sent=tuple(entry.sent for entry in message.running),
+        cancelled=tuple(entry.cancelled for entry in message.running),
     )
 
 

@@ -143,6 +143,10 @@ class Running(Message, frozen=True):
     request_id: Id
     attempt: Count
     submission: Count = 0
+    #: Outputs that it has sent of it.
+    sent: Count = 0
+    #: It was told to stop, and has not ended yet.
+    cancelled: bool = False
 
 
 class Ready(Message, frozen=True, tag="READY"):

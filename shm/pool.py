@@ -16,7 +16,7 @@ import select
 import threading
 import time
 import weakref
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -471,11 +471,12 @@ class Pool:
             assert len(self._by_address) == len(self._segments), (
                 "a segment cannot be found by address, or lingers there"
             )
+            used = Counter(block.segment.number for block in self._blocks.used.values())
+            free = Counter(segment.number for entries in self._free.values() for segment, _ in entries)
+            assert used.keys() | free.keys() <= self._segments.keys(), "a block lies in a segment that is gone"
             for number, segment in self._segments.items():
-                used = sum(block.segment is segment for block in self._blocks.used.values())
-                free = sum(entry[0] is segment for entry in self._free[segment.block_size])
-                assert used == self._used_in.get(number, 0), f"segment {number} miscounts its used blocks"
-                assert used + free == segment.block_count, f"segment {number} has lost a block"
+                assert used[number] == self._used_in.get(number, 0), f"segment {number} miscounts its used blocks"
+                assert used[number] + free[number] == segment.block_count, f"segment {number} has lost a block"
 
     def close(self) -> None:
         """Stop serving readers and give all memory back; views that still live keep theirs until they are gone."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -42,6 +42,15 @@ class Post(Protocol):
         """`body`: further frames."""
 
 
+class Held(NamedTuple):
+    """What a coordinator is to know of an attempt under way: its submission, and how many outputs have left."""
+
+    submission: int = 0
+    sent: int = 0
+    #: It was told to stop.
+    cancelled: bool = False
+
+
 class Requests(Protocol):
     """Where requests go: `intake.py`."""
 
@@ -57,8 +66,8 @@ class Requests(Protocol):
     def drain(self) -> None:
         """Nothing new comes."""
 
-    def held(self) -> dict[Key, int]:
-        """Every request taken in and not finished, with its submission."""
+    def held(self) -> dict[Key, Held]:
+        """Every request taken in and not finished."""
 
 
 class Memory(Protocol):
@@ -173,8 +182,8 @@ class Conversation:
 
     def _announce(self, ready: wire.Ready) -> None:
         running = [
-            wire.Running(request_id=request_id, attempt=attempt, submission=submission)
-            for (request_id, attempt), submission in self._requests.held().items()
+            wire.Running(request_id=request_id, attempt=attempt, **held._asdict())
+            for (request_id, attempt), held in self._requests.held().items()
         ]
         self._post(msgspec.structs.replace(ready, running=running))
 

@@ -27,7 +27,7 @@ from ..proto.pipeline import Pipeline, PipelineTask
 from ..settings import Settings
 from ..shm import Pool, Reader, SharedMemoryArray
 from .batcher import Work
-from .conversation import Key
+from .conversation import Held, Key
 from .inbox import Inbox
 from .window import Window
 
@@ -144,12 +144,15 @@ class Intake:
         self._draining = True
         self._settle()
 
-    def held(self) -> dict[Key, int]:
-        """Every request taken in and not finished, with its submission."""
+    def held(self) -> dict[Key, Held]:
+        """Every request taken in and not finished."""
         with self._lock:
-            arriving = {key: message.submission for key, message in self._arriving.items()}
+            arriving = {key: Held(message.submission) for key, message in self._arriving.items()}
         # In this order, so that one which gets from there to here meanwhile is not missed.
-        return arriving | {(work.request_id, work.attempt): work.submission for work in self._inbox.held()}
+        return arriving | {
+            (work.request_id, work.attempt): Held(work.submission, work.seq, work.context.cancelled)
+            for work in self._inbox.held()
+        }
 
     def housekeep(self) -> None:
         """See `Reader.housekeep`."""

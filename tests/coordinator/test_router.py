@@ -1300,6 +1300,81 @@ def test_work_on_another_request_of_that_name_is_not_adopted(yard, worker_first,
         assert yard.ends("r") == ["done"]
 
 
+@pytest.mark.parametrize("worker_first", [True, False])
+def test_w_48_work_of_which_outputs_were_lost_is_not_adopted(yard, worker_first):
+    """They left the worker before this coordinator knew it, so that they came to nobody: the request runs anew.
+
+    Seen in a simulation: the worker's window was full of them, and nobody could say that they had been read.
+    """
+    yard.expect("m")
+
+    def start():
+        return yard.start("w", credits=2, running=(("r", 3),), sent=(1,))
+
+    effects = start() if worker_first else []
+    effects += yard.submit("r", window_parts=1)
+    effects += [] if worker_first else start()
+    assert yard.of(ev.SendCancel, effects) == [ev.SendCancel(worker="w", request_id="r", attempt=3)]
+    assert yard.sent(effects) == [("w", "r")]
+    yard.answer("w", "r")
+    assert yard.ends("r") == ["done"]
+
+
+@pytest.mark.parametrize("worker_first", [True, False])
+def test_w_49_work_that_was_told_to_stop_is_not_adopted(yard, worker_first):
+    """It keeps its credit until it ends, and counts as hung if it does not; the request runs anew beside it.
+
+    Seen in a simulation: a client's connection broke, its coordinator stopped the work and died, and the next one took
+    it for what the client sent again: the request ended as cancelled, which nobody had wished.
+    """
+    yard.expect("m")
+
+    def start():
+        return yard.start("w", credits=2, running=(("r", 3),), cancelled=(True,), hang_limit_s=5.0)
+
+    effects = start() if worker_first else []
+    effects += yard.submit("r")
+    effects += [] if worker_first else start()
+    assert yard.sent(effects) == [("w", "r")]
+    yard.answer("w", "r", attempt=3, done=False, code="cancelled")
+    assert yard.ends("r") == []
+    yard.answer("w", "r")
+    assert yard.ends("r") == ["done"]
+
+
+def test_a_worker_that_hangs_in_what_was_told_to_stop_is_found(yard):
+    """Nobody waits for that work, but nobody else would ever get anything from this worker."""
+    yard.expect("m")
+    yard.start("w", running=(("r", 3),), cancelled=(True,), hang_limit_s=5.0)
+    assert only(ev.NotifyFleet, yard.tick(100.0)).what == "hung"
+
+
+def test_work_is_adopted_by_whoever_passed_its_outputs_on(yard):
+    """A worker that was given up, and comes back with outputs that are its request's, goes on."""
+    yard.expect("m")
+    yard.start("w")
+    yard.submit("r")
+    yard.answer("w", "r", done=False)
+    yard.feed(ev.WorkerGone, worker="w", reason="was silent")
+    yard.start("w", running=(("r", 1),), sent=(1,))
+    yard.answer("w", "r", seq=1)
+    assert yard.ends("r") == ["done"]
+
+
+def test_an_output_that_came_before_its_request_is_missed(yard):
+    """Work that nobody has asked for yet and whose output was discarded is no use to anybody: it is stopped.
+
+    Seen in a simulation: it was adopted later, and waited for ever for the lost output to be read.
+    """
+    yard.expect("m")
+    yard.start("w", credits=2, running=(("r", 3),))
+    effects = yard.answer("w", "r", attempt=3, done=False)
+    assert yard.of(ev.SendCancel, effects) == [ev.SendCancel(worker="w", request_id="r", attempt=3)]
+    assert yard.sent(yard.submit("r", window_parts=1)) == [("w", "r")]
+    yard.answer("w", "r")
+    assert yard.ends("r") == ["done"]
+
+
 def test_work_that_cannot_be_adopted_opens_no_door(yard):
     """A request of the same name as running work is admitted like any other."""
     yard.expect("m", max_queued=1)

@@ -115,7 +115,8 @@ class World:
     def take_SendError(self, effect, event):
         life = self.lives[effect.request_id]
         self.ends += 1
-        if isinstance(event, ev.RequestArrived) and event.client != life.client:
+        arrived = isinstance(event, ev.RequestArrived) and event.request_id == effect.request_id
+        if arrived and event.client != life.client:
             assert effect.client == event.client
             assert effect.code == ("duplicate_request" if self.router.accepting else "shutting_down")
             return
@@ -262,16 +263,17 @@ class World:
         effects = self.feed(ev.WorkerJoined, worker=worker, host=host)
         assert [e.what for e in effects if isinstance(e, ev.NotifyFleet)] == ["gone"] * replaced
 
-    def ready(self, worker, *, model="m", wrong_task=False, room=1, invented=(), submissions=()):
+    def ready(self, worker, *, model="m", wrong_task=False, room=1, invented=(), submissions=(), counts=True):
         """READY, with what the process still holds and, when it lies, with what it never had."""
-        running = (*self.processes.get(worker, {}), *invented)
+        held = self.processes.get(worker, {})
+        running = (*held, *invented)
         fields = {
             "model": model,
             "task": "wrong" if wrong_task else TASKS[model],
             "deployment": "d",
             "credits": room,
         }
-        told = {"running": running, "submissions": submissions}
+        told = {"running": running, "submissions": submissions, "sent": tuple(held.values()) if counts else ()}
         self.feed(ev.WorkerReadied, worker=worker, hang_limit_s=HANG_LIMIT_S, **told, **fields, **BOUNDS)
         if worker in self.known and self.known[worker].state == "ready":
             for slot in invented:
@@ -513,6 +515,7 @@ class HostileWorld(RuleBasedStateMachine):
         room=st.integers(1, 3),
         invented=st.lists(st.tuples(REQUESTS, st.integers(0, 5)), max_size=2),
         submissions=st.lists(SUBMISSIONS, max_size=3).map(tuple),
+        counts=st.booleans(),
     )
     def ready(self, worker, **fields):
         self.world.ready(worker, **fields)

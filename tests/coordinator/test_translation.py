@@ -21,7 +21,7 @@ READY = wire.Ready(
     hang_limit_s=6.0,
     max_queued=7,
     max_queued_bytes=8,
-    running=[wire.Running(request_id="r", attempt=9, submission=8)],
+    running=[wire.Running(request_id="r", attempt=9, submission=8, sent=5, cancelled=True)],
 )
 OUTPUT = wire.Output(request_id="r", attempt=4, seq=5, done=True, frames=1, code="c", text="x")
 EXPECTED = wire.Expected(
@@ -59,6 +59,8 @@ def test_events_say_who_and_when():
     assert (request.client, request.at, request.body_bytes) == ("c", 1.0, 5)
     assert translation.worker_readied("w", READY, 2.0).worker == "w"
     assert translation.worker_readied("w", READY, 2.0).submissions == (8,)
+    assert translation.worker_readied("w", READY, 2.0).sent == (5,)
+    assert translation.worker_readied("w", READY, 2.0).cancelled == (True,)
     assert translation.output_arrived("w", OUTPUT, 3.0).at == 3.0
 
 

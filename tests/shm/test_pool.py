@@ -722,7 +722,7 @@ def test_a_reader_that_looks_seldom_still_gives_everything_back(make_pool, reade
         pool.housekeep()
     reader.housekeep()
     assert reader.mapped_segments == 0
-    assert mapped() == before
+    assert mapped() <= before  # what earlier tests left may have gone meanwhile
 
 
 def test_a_reader_gives_retired_segments_back_when_it_maps_another(make_pool, reader):

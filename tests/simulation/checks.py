@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from tensoryard.errors import TensoryardError
 from tensoryard.workers.fleet import MAX_START_FAILURES
 
 from .requests import is_right, samples_in
@@ -12,8 +13,6 @@ from .world import Violation
 
 #: Times are sums of many.
 _EPSILON_S = 1e-6
-#: Ends that the client itself decides: the coordinator may know the request still.
-_LOCAL = {"coordinator_lost", "worker_lost", "undecodable", "not_connected"}
 
 
 class Asked:
@@ -28,27 +27,54 @@ class Asked:
         self.retries = retries
         self.at = client.world.now
         self.reply = None
+        #: Its client waits before it sends it, since it would be refused.
+        self.held_back = False
         self.cancelled = False
         #: How it ended: "finished", or the code of its error; None while it has not.
         self.outcome = None
         self.error = None
         #: Its client ended before it did: nobody waits.
         self.abandoned = False
+        #: Outputs taken, and their arrays as long as they are kept.
         self.parts = 0
         self.held = []
+        #: It would take another, and none has come.
+        self._waits = False
 
     def begin(self, reply):
         """It is under way."""
         self.reply = reply
+        if self.ask.reads_in_s is None:
+            reply.collect()
+        else:
+            self.client.later(self.ask.reads_in_s, self._read_on)
         reply.add_listener(self._heard)
 
     def _heard(self):
         reply = self.reply
-        for output in reply._outputs[self.parts :]:
-            self._take(samples_in(output))
+        if self.ask.reads_in_s is None:
+            for output in reply._outputs[self.parts :]:
+                self._take(samples_in(output))
+        elif self._waits:
+            self._waits = False
+            self.client.later(self.ask.reads_in_s, self._read_on)
         if reply.done and self.outcome is None:
             self.end(reply._error)
             self.client.answered(self, reply._error)
+
+    def _read_on(self):
+        """The caller takes the next output, if it has come, and then needs some time for it."""
+        if self.reply is None:
+            return
+        try:
+            outputs, last = self.reply.outputs_from(self.parts, 1)
+        except TensoryardError:
+            return
+        for output in outputs:
+            self._take(samples_in(output))
+        self._waits = not outputs
+        if outputs and not last:
+            self.client.later(self.ask.reads_in_s, self._read_on)
 
     def _take(self, array):
         if not is_right(array, self.number, self.parts):
@@ -76,12 +102,6 @@ class Asked:
         self.held.clear()
         self.reply = None
 
-    @property
-    def told_by_coordinator(self):
-        """It ended by a word of the coordinator, after which nothing of it can be on its way."""
-        by_word = self.error is None or bool(self.error.story)
-        return self.outcome is not None and self.outcome not in _LOCAL and by_word
-
     # -- which ends are right -----------------------------------------------------------------------------------------
 
     def _why_wrong(self):
@@ -94,7 +114,8 @@ class Asked:
     def _when_finished(self):
         if self.ask.kind not in ("plain", "hang_once"):
             return f"it was to {self.ask.kind}"
-        return "" if self.parts == self.ask.parts else f"it has {self.parts} parts of {self.ask.parts}"
+        parts = self.reply._reading.came
+        return "" if parts == self.ask.parts else f"it has {parts} parts of {self.ask.parts}"
 
     def _when_pipeline_error(self):
         together = any(self.request_id in worker.failed_together for worker in self.site.pipelines())
@@ -116,10 +137,18 @@ class Asked:
         return "" if self.cancelled or self.client.closing else "nobody cancelled it"
 
     def _when_expired(self):
+        if self._may_pause():
+            return ""
         if self.ask.deadline_s is None:
             return "it has no deadline"
         early = self.client.world.now < self.at + self.ask.deadline_s - _EPSILON_S - self.site.leapt_s
         return "its deadline has not passed" if early else ""
+
+    def _may_pause(self):
+        """It is a stream that is ended when nothing of it is read for some seconds."""
+        settings = self.site.plan.settings
+        windowed = self.ask.parts > settings.stream_window_parts or settings.stream_window_bytes < 10_000
+        return self.ask.parts > 1 and windowed and settings.unread_s < 10.0
 
     def _when_overloaded(self):
         return "" if self.site.plan.tight else "no bound is low"
@@ -189,30 +218,21 @@ class Ledger:
         """Requests that somebody waits for."""
         return [asked for asked in self.asked if asked.outcome is None and not asked.abandoned]
 
-
-def check_books(site):
-    """What must hold after every event, looked at everywhere: O(everything)."""
-    hub = site.network.hub
-    if hub is not None:
-        try:
-            hub.broker.check_invariants()
-        except AssertionError as error:
-            raise Violation(f"the broker's books: {error}") from error
-    for pool, process in site.memory.pools():
-        try:
-            pool.check_invariants()
-        except AssertionError as error:
-            raise Violation(f"the pool of {process.name}: {error}") from error
-    for client in site.clients:
-        if client.alive:
-            _check_client(client, site)
+    def sent_by(self, client):
+        """RequestIDs of those that a client must know."""
+        return {
+            asked.request_id
+            for asked in self.asked
+            if asked.outcome is None and asked.client is client and not (asked.abandoned or asked.held_back)
+        }
 
 
-def _check_client(client, site):
-    under_way = {entry.submit.request_id for entry in client.conversation.pending.all()}
-    mine = {asked.request_id for asked in site.ledger.open() if asked.client is client}
-    if under_way != mine:
-        raise Violation(f"{client.name} has {under_way ^ mine} under way, or not")
+def check(machine, name):
+    """A machine's own invariants."""
+    try:
+        machine.check_invariants()
+    except AssertionError as error:
+        raise Violation(f"{name}: {error}") from error
 
 
 def leftovers(site):

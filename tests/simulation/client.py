@@ -6,16 +6,20 @@ Callers ask what the plan says, keep answers for a while and look at them again,
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple
 
 from tensoryard import errors
 from tensoryard.client.conversation import Conversation
 from tensoryard.client.pending import Pending
+from tensoryard.client.reading import Reading
 from tensoryard.client.reply import Reply
+from tensoryard.client.retry import Retry
+from tensoryard.client.wish import Wish
 from tensoryard.proto import RequestID, wire
 from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.outputs import task_types
 
-from .checks import Asked
+from .checks import Asked, check
 from .plan import EMBED, SPEAK, THRESHOLD_BYTES
 from .processes import Peer
 from .requests import request_of
@@ -25,19 +29,27 @@ from .world import Violation
 _RETRY_S = 0.3
 #: How often `connect` looks whether a coordinator has answered.
 _CONNECT_S = 0.3
+#: What a patient client's requests are tried again by.
+_PATIENCE = Retry(runs=3, first_s=0.1, longest_s=4.0, total_s=40.0)
+
+
+class _Model(NamedTuple):
+    """What a wish needs to know of its request."""
+
+    model: str
 
 
 class _Reply(Reply):
     """A reply that tells when it is ended twice, or goes on after its end."""
 
-    def __init__(self, asked, cancel):
-        super().__init__(RequestID(asked.request_id), cancel)
+    def __init__(self, asked, cancel, **how):
+        super().__init__(RequestID(asked.request_id), cancel, **how)
         self._asked = asked
 
-    def add_output(self, output, ledger, *, done):
+    def add_output(self, output, ledger, *, done, size_bytes=0):
         if self.done:
             raise Violation("an output came after the end", self._asked.request_id)
-        super().add_output(output, ledger, done=done)
+        super().add_output(output, ledger, done=done, size_bytes=size_bytes)
 
     def fail(self, error):
         if self.done:
@@ -55,6 +67,8 @@ class Client(Peer):
         plan = site.plan
         super().__init__(site, f"client-{number}.{life}", "h2" if plan.far[number] else "h1", seen=plan.seen[number])
         self.number = number
+        self.features = wire.FEATURES if plan.modern[number] else []
+        self._alarm_at = None
         self._pool = None
         self.reader = site.memory.make_reader(self)
         self.conversation = Conversation(
@@ -62,6 +76,8 @@ class Client(Peer):
             reconnect_s=plan.settings.reconnect_s,
             post=self.post,
             decode=self._decode,
+            wake=self._set_alarm,
+            chance=self.world.rng.random,
             first_submission=1 + self.world.rng.getrandbits(52),
         )
         #: Results that were gone when they came.
@@ -88,31 +104,55 @@ class Client(Peer):
             return
         asked = Asked(self, ask, request_id, number, retries)
         self.site.ledger.add(asked)
-        try:
-            self._submit(asked)
-        except errors.TensoryardError as error:
-            asked.end(error)
-            self._perhaps_again(asked, error)
-            return
         if ask.cancel_s is not None:
             self.later(ask.cancel_s, self._cancel, asked)
+        self._go_on(asked, self._wish(asked))
 
-    def _submit(self, asked):
-        """As `Connection.submit` does it."""
+    def _wish(self, asked):
         ask = asked.ask
-        welcome = self.conversation.require_open(self.presence.silent_s)
         serves = self.site.plan.serves[ask.deployment].deployment
         task = serves.task if ask.kind != "wrong_task" else {EMBED: SPEAK, SPEAK: EMBED}[serves.task]
         model = serves.model if ask.kind != "stranger" else "nobody's"
+        return Wish(
+            request=_Model(model),
+            task=task,
+            deadline_s=ask.deadline_s,
+            priority=ask.priority,
+            retry=_PATIENCE if ask.patient else None,
+            began=self.clock(),
+        )
+
+    def _go_on(self, asked, wish):
+        """As `Connection.submit` does it: wait while it would be refused, then send."""
+        if asked.abandoned:
+            return
+        try:
+            welcome = self.conversation.require_open(self.presence.silent_s)
+            wait_s = wish.wait_s(self.conversation, self.clock())
+            if wait_s > 0:
+                asked.held_back = True
+                self.later(wait_s, self._go_on, asked, wish)
+                return
+            asked.held_back = False
+            if wish.refusal is not None:
+                raise wish.refusal
+            self._send(asked, wish, welcome)
+        except errors.TensoryardError as error:
+            asked.end(error)
+            self._perhaps_again(asked, error)
+
+    def _send(self, asked, wish, welcome):
+        """As `Connection.send` does it."""
+        ask = asked.ask
         local = welcome.host == self.host
         body = encode_body(
-            request_of(ask, asked.request_id, asked.number, model, task, lambda: self.pool),
+            request_of(ask, asked.request_id, asked.number, wish.request.model, wish.task, lambda: self.pool),
             place=self._place if local else None,
             out_of_band=not local,
             threshold_bytes=THRESHOLD_BYTES,
         )
         try:
-            entry = self._entry(asked, body, task, model)
+            entry = self._entry(asked, body, wish)
             self.conversation.submit(entry, self.presence.silent_s)
         except BaseException:
             body.release()
@@ -123,23 +163,33 @@ class Client(Peer):
         loan = self._pool.lend(array) if self._pool is not None else None
         return (loan, False) if loan is not None else (self.pool.place(array), True)
 
-    def _entry(self, asked, body, task, model):
-        ask, now = asked.ask, self.clock()
+    def _entry(self, asked, body, wish):
+        settings, now = self.site.plan.settings, self.clock()
+        submit = wire.Submit(
+            request_id=asked.request_id,
+            task=wish.task.value,
+            model=wish.request.model,
+            priority=wish.priority,
+            deadline_s=wish.left_s(),
+            host=self.host if body.shared_bytes else "",
+            shared_bytes=body.shared_bytes,
+            window_parts=settings.stream_window_parts,
+            window_bytes=settings.stream_window_bytes,
+        )
+        reply = _Reply(
+            asked,
+            lambda key: self.conversation.cancel(str(key)),
+            consumed=lambda key, parts: self.conversation.consumed(str(key), parts),
+            reading=Reading(parts=submit.window_parts, size_bytes=submit.window_bytes),
+        )
         return Pending(
-            reply=_Reply(asked, lambda key: self.conversation.cancel(str(key))),
-            submit=wire.Submit(
-                request_id=asked.request_id,
-                task=task.value,
-                model=model,
-                priority=ask.priority,
-                deadline_s=ask.deadline_s,
-                host=self.host if body.shared_bytes else "",
-                shared_bytes=body.shared_bytes,
-            ),
+            reply=reply,
+            submit=submit,
             body=body,
-            output_type=task_types(task).output,
+            output_type=task_types(wish.task).output,
             sent_at=now,
-            deadline=now + ask.deadline_s if ask.deadline_s is not None else None,
+            deadline=now + submit.deadline_s if submit.deadline_s is not None else None,
+            retry=wish.retry,
         )
 
     def _cancel(self, asked):
@@ -189,6 +239,15 @@ class Client(Peer):
         self.reader.close()
         self.kill("ended")
 
+    def check_books(self):
+        """What is under way is what callers wait for."""
+        if self._pool is not None:
+            check(self._pool, f"the pool of {self.name}")
+        under_way = {entry.submit.request_id for entry in self.conversation.pending.all()}
+        mine = self.site.ledger.sent_by(self)
+        if under_way != mine:
+            raise Violation(f"{self.name} has {under_way ^ mine} under way, or not", min(under_way ^ mine))
+
     # -- the session's callbacks --------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome):
@@ -202,8 +261,17 @@ class Client(Peer):
 
     def on_beat(self, silent_s):
         self.reader.housekeep()
-        self.conversation.beat(silent_s)
+        self.conversation.beat(silent_s, self.clock())
         return wire.Heartbeat()
+
+    def _set_alarm(self, at):
+        self._alarm_at = at
+        self.later(max(at - self.clock(), 0.0), self._ring, at)
+
+    def _ring(self, at):
+        if at == self._alarm_at:
+            self._alarm_at = None
+            self.conversation.due(self.clock(), self.presence.silent_s)
 
     def _decode(self, body, type_):
         try:

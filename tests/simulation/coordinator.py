@@ -11,7 +11,7 @@ from collections import deque
 from tensoryard.coordinator.actions import Forget, Send, Watch
 from tensoryard.coordinator.broker import Broker
 
-from .faults import is_named
+from .checks import check
 from .processes import NAMESPACE, Process
 from .world import Violation
 
@@ -48,6 +48,7 @@ class Coordinator(Process):
     def readable(self):
         """A message has come."""
         if not self.frozen and not self._reading:
+            self.world.touched.add(self)
             self._turn()
 
     def _turn(self):
@@ -84,8 +85,10 @@ class Coordinator(Process):
                 return False
             self.inbound.popleft()
             self.world.note("read", self.name, frames[0], identity)
-            self._heard_fleet = self._heard_fleet or is_named("DEPLOYMENTS", frames[0])
+            waits = self.broker._room is not None
             self.broker.message(identity, frames, self.clock())
+            if waits and self.broker._room is None:  # messages open its doors only when the fleet has spoken
+                self._heard_fleet = True
             self._act()
             self.site.tripwires.touch(frames[0], self, "after", identity)
         return not self.inbound
@@ -132,6 +135,9 @@ class Coordinator(Process):
             self._tick_at = math.inf
             self.readable()
 
+    def check_books(self):
+        check(self.broker, "the broker's books")
+
     # -- what happens -------------------------------------------------------------------------------------------------
 
     def process_ended(self, peer):
@@ -140,7 +146,7 @@ class Coordinator(Process):
             self.later(self.world.rng.random() * _SEES_IN_S, self._see_end, peer.connection)
 
     def _see_end(self, connection):
-        if len(connection.up) and connection.up.flowing:
+        if connection.words_to_come:
             self.later(_SEES_IN_S, self._see_end, connection)
         elif connection.identity in self._watched:
             self._died.append(connection.identity)
@@ -155,9 +161,7 @@ class Coordinator(Process):
         """A shutdown is complete."""
         self.broker.goodbye()
         self._act()
-        self.site.network.hub_left()
         self.kill("ended")
 
     def ended(self, *, killed):
-        if killed:
-            self.site.network.hub_went()
+        self.site.network.hub_went(killed=killed)

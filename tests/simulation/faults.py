@@ -133,7 +133,7 @@ class Faults:
                 return
             if verb == "reset":
                 victim = victim if hasattr(victim, "connection") else reader
-                self._done(fault, lambda peer, _: self._site.network.reset(peer.connection), victim)
+                self._done(fault, lambda peer, _: peer.connection.disturb(), victim)
             else:
                 self._done(fault, self._kill if verb == "kill" else self._freeze, victim)
 
@@ -172,13 +172,18 @@ class Faults:
         connections = [peer.connection for peer in self._site.peers() if peer.connection is not None]
         cut = [connection for number, connection in enumerate(connections) if (number * 0.618 + pick) % 1 < 0.4]
         for connection in cut or connections[:1]:
-            self._site.network.partition(connection)
-            self._later(for_s, lambda connection=connection: self._site.network.heal(connection))
+            if connection.hold():
+                self._later(for_s, connection.release)
 
     def _reset(self, pick, _for_s):
         connections = [peer.connection for peer in self._site.peers() if peer.connection is not None]
         if connections:
-            self._site.network.reset(connections[int(pick * len(connections))])
+            connections[int(pick * len(connections))].disturb()
+
+    def _redeploy(self, pick, _for_s):
+        """Somebody wants more workers, or fewer, or others."""
+        if self._site.fleet is not None and self._site.fleet.alive:
+            self._site.fleet.redeploy(pick)
 
     def _slow_reader(self, peer, for_s):
         peer.reads_in_s = 0.3

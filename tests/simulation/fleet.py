@@ -5,11 +5,16 @@ Where there is no fleet, `ByHand` starts a new worker for each that ends.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import msgspec
+
 from tensoryard.coordinator.records import WorkerState
 from tensoryard.proto import wire
 from tensoryard.workers.fleet import Announce, Drain, Finished, Fleet, Kill, Launch, MemberState
 from tensoryard.workers.fleet_runner import _deployments_message
 
+from .checks import check
 from .processes import Peer
 from .worker import Worker
 from .world import Violation
@@ -34,13 +39,21 @@ class FleetProcess(Peer):
         self.children = {}
         self.finished = False
         self.join()
-        self._perform(self.fleet.deploy([serves.deployment for serves in site.plan.serves], self.clock()))
+        self._deployments = [serves.deployment for serves in site.plan.serves]
+        self._perform(self.fleet.deploy(self._deployments, self.clock()))
         self._tick()
+
+    def redeploy(self, pick):
+        """One of the deployments gets another number of workers, or workers that wait longer for a batch."""
+        number = int(pick * 100) % len(self._deployments)
+        deployment = self._deployments[number]
+        change = ({"replicas": 1}, {"replicas": 3}, {"max_wait_ms": deployment.max_wait_ms + 1.0})[int(pick * 1000) % 3]
+        self._deployments[number] = msgspec.structs.replace(deployment, **change)
+        self._perform(self.fleet.deploy(self._deployments, self.clock()))
 
     def _tick(self):
         if not self.finished:
             self._perform(self.fleet.tick(self.clock()))
-            self.fleet.check_invariants()
             self.later(_TICK_S, self._tick)
 
     def _perform(self, effects):
@@ -71,7 +84,8 @@ class FleetProcess(Peer):
         worker.kill()
 
     def _launch(self, effect):
-        serves = next(serves for serves in self.site.plan.serves if serves.deployment == effect.deployment)
+        serves = next(serves for serves in self.site.plan.serves if serves.deployment.name == effect.deployment.name)
+        serves = replace(serves, deployment=effect.deployment)
         worker = Worker(self.site, effect.name, serves, "h1", self._on_end)
         self.children[effect.name] = worker
         self.site.workers.append(worker)
@@ -85,6 +99,9 @@ class FleetProcess(Peer):
         struck = worker.struck or self.connection.partitioned
         self.site.died_starting += struck and member.state is MemberState.STARTING
         self._perform(self.fleet.worker_ended(name, text, self.clock()))
+
+    def check_books(self):
+        check(self.fleet, "the fleet's books")
 
     def ended(self, *, killed):
         super().ended(killed=killed)

@@ -1,31 +1,35 @@
 """Links between peers and their coordinator: what they guarantee, and not more.
 
-A lane carries messages one way, in order, each after some time. It loses messages where a real link does: with a
-process that dies, what had not left it; with a coordinator that dies, what it had not read; with a connection that
-breaks, some of what was under way, and then the hub is told. What a peer says while nobody listens waits. In a hostile
-network messages are lost, doubled and overtake each other besides, and nobody is told.
+A lane carries messages one way, in order, each after some time. What happens to messages beyond that is its link's
+doing: `UnixConnection` (`links/seqpacket_peer.py`, `links/seqpacket_hub.py`) breaks with either process or by itself,
+and both sides see its end; `ZmqConnection` (`links/zeromq.py`) outlives a coordinator, and nobody sees anything. In a
+hostile network messages are lost, doubled and overtake each other besides.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 #: Some messages take long: this part of them, up to so many seconds more.
 _SLOW_PART = 0.02
 _SLOW_S = 0.4
 #: Messages may not arrive at one moment, so that their order is never the queue's choice.
 _APART_S = 1e-7
+#: How long a peer takes to find a hub that listens, at most, in seconds: the longest pause of `SeqpacketPeer`.
+_FINDS_IN_S = 0.25
+#: What comes at the end of a connection, and at the beginning of one, in place of a message.
+_END = "end"
+_GREETING = "greeting"
 
 
 class Lane:
     """Messages one way between two processes. `arrive` takes them at the other end."""
 
-    __slots__ = ("_arrive", "_latency_s", "_latest", "_life", "_network", "_queue", "flowing")
+    __slots__ = ("_arrive", "_latest", "_life", "_network", "_queue", "flowing")
 
     def __init__(self, network, arrive):
         self._network = network
         self._arrive = arrive
-        self._latency_s = network.latency_s
         self._queue = deque()
         #: Arrivals that were due before the lane stopped do not count any more.
         self._life = 0
@@ -38,9 +42,13 @@ class Lane:
     def send(self, frames):
         """Queue a message."""
         for message in self._network.fate(self, frames):
-            self._queue.append(message)
-            if self.flowing:
-                self._schedule()
+            self.put(message)
+
+    def put(self, message):
+        """The same, for what no network touches."""
+        self._queue.append(message)
+        if self.flowing:
+            self._schedule()
 
     def _schedule(self):
         world = self._network.world
@@ -84,39 +92,238 @@ class Lane:
         was_flowing = self.flowing
         self.stop()
         for _ in range(count):
-            self._network.lost(drop())
+            lost = drop()
+            if not isinstance(lost, str):
+                self._network.lost(lost)
         if was_flowing:
             self.flow()
 
 
-class Connection:
-    """One peer's end of its link, for as long as its process lives, and both lanes."""
+def _kept(frames):
+    """Frames that are views of a process's memory are copied, as by a socket."""
+    return [frame if isinstance(frame, bytes) else bytes(frame) for frame in frames]
 
-    def __init__(self, network, identity, peer):
+
+class _Connection:
+    """One peer's end of its link, for as long as its process lives, and both lanes. `opening` makes its first word."""
+
+    #: Whether any thread of the peer sends by itself.
+    any_thread = False
+
+    def __init__(self, network, identity, peer, opening):
+        self.network = network
         self.identity = identity
         self.peer = peer
+        self.opening = opening
         self.inbound = deque()
-        self.up = Lane(network, lambda frames: network.to_hub(self, frames))
+        self.up = Lane(network, self._arrived_at_hub)
         self.down = Lane(network, self._arrived)
-        #: Whether the coordinator that runs now is reached.
-        self.connected = False
         self.partitioned = False
-        #: The process has ended, and the hub's end of the connection knows.
-        self.ended = False
-        self.adjust()
 
-    def send(self, frames):
-        """The peer's `PeerLink.send`. Frames that are views of its memory are copied, as by a socket."""
-        self.up.send([frame if isinstance(frame, bytes) else bytes(frame) for frame in frames])
+    def _arrived_at_hub(self, frames):
+        hub = self.network.hub
+        if hub is not None:
+            hub.inbound.append((self.identity, frames))
+            hub.readable()
 
     def _arrived(self, frames):
         self.inbound.append(frames)
         self.peer.readable()
 
-    def adjust(self):
+    #: Whether the peer knows a hub.
+    connected = True
+
+    @property
+    def words_to_come(self):
+        """Whether the hub is still to read something of this peer."""
+        return len(self.up) and self.up.flowing
+
+    def _lose_some_of(self, lane):
+        """The youngest of what is under way are lost, however many."""
+        lane.lose_last(self.network.world.rng.randint(0, len(lane)))
+
+
+class ZmqConnection(_Connection):
+    """ZeroMQ: what a peer says while nobody listens waits, and nobody is told of an end.
+
+    Lost is with a process that dies what had not left it, and with a coordinator that dies what it had not read. Only
+    this host's own addresses are served, so connections do not break while both processes live; they may be held up.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        #: Whether the coordinator that runs now is reached, which the peer does not know.
+        self._reached = False
+        #: The process has ended, and the hub's end of the connection knows.
+        self.ended = False
+        self._adjust()
+        self.send(self.opening())
+
+    def send(self, frames):
+        """The peer's `PeerLink.send`."""
+        self.up.send(_kept(frames))
+
+    @property
+    def takes(self):
+        """Whether the hub can send."""
+        return self._reached and not self.ended
+
+    def _adjust(self):
         """Let the lanes flow or not, as things are."""
-        for lane, flows in ((self.up, self.connected), (self.down, True)):
+        for lane, flows in ((self.up, self._reached), (self.down, True)):
             (lane.flow if flows and not self.partitioned else lane.stop)()
+
+    def hub_came(self):
+        """A coordinator listens."""
+        self._reached = True
+        self._adjust()
+
+    def hub_went(self, *, killed):
+        """It has ended. If it was killed, some of what it was sent is lost with it, and some of its own never left."""
+        if self._reached and killed:
+            self.up.lose_first(self.network.world.rng.randint(0, len(self.up)))
+            self._lose_some_of(self.down)
+        self._reached = False
+        self._adjust()
+
+    def peer_went(self, *, killed):
+        """The peer's process has ended. Its last words still arrive."""
+        if not self._reached:
+            self.up.lose_last(len(self.up))
+        elif killed:
+            self._lose_some_of(self.up)
+        self.down.lose_first(len(self.down))
+        self.network.world.later(self.network.world.rng.uniform(0, 0.05), self._hear_end)
+
+    def _hear_end(self):
+        self.ended = True
+
+    def disturb(self):
+        """Nothing: see the class."""
+        return False
+
+    def cut_off(self):
+        """The hub refuses to send, and no more."""
+
+    def hold(self):
+        """Nothing gets through, either way, until `release`; then what waited arrives."""
+        self.partitioned = True
+        self._adjust()
+        return True
+
+    def release(self):
+        """Let it through again."""
+        self.partitioned = False
+        self._adjust()
+
+
+class UnixConnection(_Connection):
+    """A UNIX socket, made anew whenever it ended: of each connection a beginning arrives, both ways, then its end.
+
+    A peer that finds a hub drops what it had not sent, and says its first word.
+    """
+
+    any_thread = True
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        #: Whether the socket is whole; whether each side has seen a whole one and not its end.
+        self.whole = False
+        self.connected = False
+        self._hub_sees = False
+        #: What the peer has to say and cannot.
+        self._waiting = deque()
+        self._met = False
+        self._look()
+
+    def send(self, frames):
+        """The peer's `PeerLink.send`: into a socket that is broken, and not seen to be, it is lost."""
+        if self.whole:
+            self.up.send(_kept(frames))
+        elif not self.connected:
+            self._waiting.append(_kept(frames))
+
+    @property
+    def takes(self):
+        """Whether the hub can send."""
+        return self.whole and self._hub_sees
+
+    def _look(self):
+        """The peer looks for a hub."""
+        if self.peer.frozen:
+            self._look_later()
+        elif self.peer.alive and not self.connected and self.network.hub is not None:
+            self._begin()
+
+    def _look_later(self):
+        self.network.world.later(self.network.world.rng.uniform(0.01, _FINDS_IN_S), self._look)
+
+    def _begin(self):
+        self.whole = self.connected = True
+        if self._met:
+            self._waiting.clear()
+        self._met = True
+        self.up.put(_GREETING)
+        self.send(self.opening())
+        while self._waiting:
+            self.up.send(self._waiting.popleft())
+
+    def _arrived_at_hub(self, frames):
+        if frames is _GREETING:
+            self._hub_sees = True
+        elif frames is _END:
+            self._hub_sees = False
+            if self.network.hub is not None:
+                self.network.hub.disconnected(self.identity)
+        else:
+            super()._arrived_at_hub(frames)
+
+    def hear_end(self):
+        """The peer has read all that came."""
+        self.connected = False
+        self._look_later()
+
+    def _break(self):
+        """The socket ends: of what is under way a beginning arrives, then the end."""
+        if self.whole:
+            self.network.counts["broken connections"] += 1
+            self.peer.struck = True
+            self.whole = False
+            for lane in (self.up, self.down):
+                self._lose_some_of(lane)
+                lane.put(_END)
+
+    def hub_came(self):
+        """A coordinator listens."""
+        self._look()
+
+    def hub_went(self, *, killed):
+        """It has ended, and its sockets with it; nobody reads what was still to come."""
+        self._break()
+        self.up.lose_first(len(self.up))
+        self._hub_sees = False
+
+    def peer_went(self, *, killed):
+        """The peer's process has ended: killed, some of what it sent never left it."""
+        if not killed and self.whole:  # it closed its link, which delivers
+            self.whole = False
+            self.up.put(_END)
+        self._break()
+        self.down.lose_first(len(self.down))
+        self._waiting.clear()
+
+    def disturb(self):
+        """The socket breaks by itself, or by a rule that somebody broke."""
+        self._break()
+        return True
+
+    def cut_off(self):
+        """Too much waits for this peer."""
+        self._break()
+
+    def hold(self):
+        """Nothing holds a UNIX socket up."""
+        return False
 
 
 class Network:
@@ -130,17 +337,24 @@ class Network:
         self.hostility = plan.hostility
         self.hub = None
         self.connections = {}
+        #: What happened to messages, and to connections.
+        self.counts = Counter()
+        self._unix = plan.unix
 
-    def connect(self, identity, peer):
+    def connect(self, identity, peer, opening):
         """A peer's end of its link; messages wait until there is a coordinator."""
-        connection = self.connections[identity] = Connection(self, identity, peer)
-        self._reach(connection)
+        kind = UnixConnection if self._unix and peer.host == "h1" else ZmqConnection
+        connection = self.connections[identity] = kind(self, identity, peer, opening)
+        if self.hub is not None:
+            connection.hub_came()
         return connection
 
     def delay_s(self):
         """How long a message is under way."""
         chance = self.world.rng.random()
         slow_s = _SLOW_S * (1 - chance / _SLOW_PART) if chance < _SLOW_PART else 0.0
+        self.counts["sent"] += 1
+        self.counts["delayed"] += slow_s > 0
         return self.latency_s * (0.5 + chance) + slow_s
 
     def fate(self, lane, frames):
@@ -151,6 +365,7 @@ class Network:
         if fate == 0:
             self.lost(frames)
             return ()
+        self.counts["doubled" if fate == 1 else "overtaken"] += 1
         if fate == 1:
             return (frames, frames)
         lane.overtake(frames)
@@ -158,27 +373,19 @@ class Network:
 
     def lost(self, frames):
         """For the story."""
+        self.counts["lost"] += 1
         self.world.note("dropped", frames[0])
-
-    # -- the hub's end ------------------------------------------------------------------------------------------------
 
     def send(self, identity, frames):
         """The coordinator's `HubLink.send`."""
         connection = self.connections.get(identity)
-        if connection is None or connection.ended or not connection.connected:
+        if connection is None or not connection.takes:
             return False
         if len(connection.down) + len(connection.inbound) >= self.backlog:
+            connection.cut_off()
             return False
-        connection.down.send(frames)
+        connection.down.send(_kept(frames))
         return True
-
-    def to_hub(self, connection, frames):
-        """A message has come to the coordinator."""
-        if self.hub is not None:
-            self.hub.inbound.append((connection.identity, frames))
-            self.hub.readable()
-
-    # -- what happens -------------------------------------------------------------------------------------------------
 
     def hub_came(self, hub):
         """A coordinator listens: peers reach it some time soon."""
@@ -186,54 +393,12 @@ class Network:
         for connection in self.connections.values():
             self.world.later(self.world.rng.uniform(0.001, 1.0), self._reach, connection, hub)
 
-    def _reach(self, connection, hub=None):
-        if self.hub is not None and hub in (None, self.hub):
-            connection.connected = True
-            connection.adjust()
+    def _reach(self, connection, hub):
+        if hub is self.hub and connection.peer.alive:
+            connection.hub_came()
 
-    def hub_went(self):
-        """The coordinator has died: of what it was sent some is lost with it, of what it sent some never left."""
+    def hub_went(self, *, killed):
+        """The coordinator has ended."""
         self.hub = None
         for connection in self.connections.values():
-            if connection.connected:
-                connection.up.lose_first(self.world.rng.randint(0, len(connection.up)))
-                connection.down.lose_last(self.world.rng.randint(0, len(connection.down)))
-            connection.connected = False
-            connection.adjust()
-
-    def hub_left(self):
-        """The coordinator has ended of its own accord: what it sent still arrives."""
-        self.hub = None
-        for connection in self.connections.values():
-            connection.connected = False
-            connection.adjust()
-
-    def peer_went(self, connection, *, killed):
-        """A peer's process has ended: killed, some of what it sent never left it. Its last words still arrive."""
-        under_way = len(connection.up)
-        if not connection.connected:
-            connection.up.lose_last(under_way)
-        elif killed:
-            connection.up.lose_last(self.world.rng.randint(0, under_way))
-        connection.down.lose_first(len(connection.down))
-        self.world.later(self.world.rng.uniform(0, 0.05), self._hear_end, connection)
-
-    def _hear_end(self, connection):
-        connection.ended = True
-
-    def partition(self, connection):
-        """Nothing gets through, either way, until `heal`."""
-        connection.partitioned = True
-        connection.adjust()
-
-    def heal(self, connection):
-        """What waited arrives."""
-        connection.partitioned = False
-        connection.adjust()
-
-    def reset(self, connection):
-        """The connection breaks and is made anew. Some of what was under way is lost, both ways; the hub is told."""
-        for lane in (connection.up, connection.down):
-            lane.lose_first(self.world.rng.randint(0, len(lane)))
-        if self.hub is not None and connection.connected:
-            self.hub.disconnected(connection.identity)
+            connection.hub_went(killed=killed)

@@ -47,6 +47,10 @@ class Ask:
     cancel_s: float | None = None
     #: Seconds that its caller keeps the answer.
     hold_s: float = 0.0
+    #: Seconds that its caller takes to read one output; None: it takes the whole as it comes.
+    reads_in_s: float | None = None
+    #: Whether its client tries again by itself (`ty.Retry`).
+    patient: bool = False
     #: The earlier ask that it shares its RequestID with.
     again: int | None = None
     #: Times that the caller asks again when it is told that it may.
@@ -87,6 +91,10 @@ class Plan:
     #: Whether a fleet keeps the workers; else each is started again by hand.
     fleet: bool
     clients: int
+    #: Whether the processes of the coordinator's host are linked by UNIX sockets; else, as all others, by ZeroMQ.
+    unix: bool
+    #: Of each client, whether it knows messages that came later than the first ones.
+    modern: tuple[bool, ...]
     #: Of each client, whether the coordinator sees it end, and its host.
     seen: tuple[bool, ...]
     far: tuple[bool, ...]
@@ -119,9 +127,11 @@ def make_plan(seed, *, hostile=False):
     two_hosts = rng.random() < 0.1
     return Plan(
         seed=seed,
-        settings=_settings(rng, tight),
+        settings=_settings(rng, random.Random(f"{seed}: the bounds"), tight),
         fleet=fleet,
         clients=clients,
+        unix=rng.random() < 0.6,
+        modern=tuple(rng.random() < 0.9 for _ in range(clients)),
         seen=tuple(rng.random() < 0.8 for _ in range(clients)),
         far=tuple(two_hosts and rng.random() < 0.5 for _ in range(clients)),
         client_pool_segments=rng.choice((2, 4, 50)),
@@ -135,7 +145,7 @@ def make_plan(seed, *, hostile=False):
     )
 
 
-def _settings(rng, tight):
+def _settings(rng, bounds, tight):
     heartbeat_s = rng.choice((1.0, 2.0, 3.0))
     return Settings(
         heartbeat_s=heartbeat_s,
@@ -148,7 +158,12 @@ def _settings(rng, tight):
         drain_s=rng.choice((3.0, 10.0)),
         peer_backlog=rng.choice((20, 1000)),
         max_in_flight=rng.choice((4, 8)) if tight else 4096,
+        max_in_flight_bytes=bounds.choice((4000, 4 << 30)) if tight else 4 << 30,
+        max_kept_bytes=bounds.choice((1500, 4 << 30)) if tight else 4 << 30,
         allocate_timeout_s=1.0,
+        stream_window_parts=rng.choice((1, 2, 3, 256)),
+        stream_window_bytes=rng.choice((1000, 64 << 20)),
+        unread_s=rng.choice((2.0, 40.0)),
     )
 
 
@@ -180,7 +195,8 @@ def _one_served(rng, number, task, tight):
 
 
 def _asks(rng, clients, serves, *, fleet):
-    times = sorted(rng.uniform(0.0, LOAD_S) for _ in range(rng.randint(8, 36)))
+    count = rng.randint(1, rng.choice((6, 6, 12, 36)))
+    times = sorted(rng.uniform(0.0, LOAD_S) for _ in range(count))
     return tuple(_ask(rng, number, at, clients, serves, fleet=fleet) for number, at in enumerate(times))
 
 
@@ -196,7 +212,7 @@ def _ask(rng, number, at, clients, serves, *, fleet):
         in_place=rng.random() < 0.5,
         answer_size=rng.choice((64, 64, 800, 1600, 6000)),
         answer_in_place=rng.random() < 0.5,
-        parts=rng.randint(1, 4) if streams else 1,
+        parts=rng.choice((1, 2, 3, 4, 8)) if streams else 1,
         run_s=rng.choice((0.01, 0.1, 0.5, 1.5)),
         deadline_s=rng.choice((0.0, 0.2, 1.0, 3.0, 8.0)) if rng.random() < 0.2 else None,
         priority=rng.choice((-1, 0, 0, 0, 5)),
@@ -204,6 +220,8 @@ def _ask(rng, number, at, clients, serves, *, fleet):
         hold_s=rng.choice((0.0, 0.0, 1.0, 8.0, 60.0)),
         again=rng.randrange(number) if number and rng.random() < 0.12 else None,
         retries=rng.choice((0, 0, 1, 3)),
+        reads_in_s=rng.choice((None, None, 0.01, 0.3, 4.0)),
+        patient=rng.random() < 0.3,
     )
 
 
@@ -218,6 +236,7 @@ def _kind(rng, *, fleet):
 
 #: What can happen, and how often, compared.
 FAULTS = {
+    "redeploy": 2,
     "kill worker": 5,
     "kill client": 2,
     "kill coordinator": 4,
@@ -244,18 +263,20 @@ _MESSAGES = (
 
 
 def _faults(rng, *, fleet):
-    return tuple(_fault(rng, fleet=fleet) for _ in range(rng.randint(3, 8)))
+    """Of all kinds, or of a few, so that one does not hide what another would show."""
+    kinds = list(FAULTS) if rng.random() < 0.4 else rng.sample(list(FAULTS), rng.randint(1, 4))
+    at_messages = rng.choice((0.0, 0.3, 0.3, 0.8))
+    return tuple(_fault(rng, kinds, at_messages, fleet=fleet) for _ in range(rng.choice((1, 3, 4, 5, 6, 7, 12))))
 
 
-def _fault(rng, *, fleet):
+def _fault(rng, kinds, at_messages, *, fleet):
     for_s = rng.choice((0.05, 0.5, 2.0, 4.0, 7.0))
-    when = rng.random()
-    if when < 0.35:
+    if rng.random() < at_messages:
         trigger = (rng.choice(_MESSAGES), rng.randint(1, 12), rng.choice(("before", "after")))
         return Fault(what=rng.choice(_AT_MESSAGE), pick=rng.random(), at_message=trigger, for_s=for_s)
-    what = rng.choices(list(FAULTS), list(FAULTS.values()))[0]
+    what = rng.choices(kinds, [FAULTS[kind] for kind in kinds])[0]
     if not fleet and "fleet" in what:
         what = "kill worker"
-    if when < 0.6:
+    if rng.random() < 0.4:
         return Fault(what=what, pick=rng.random(), at_event=rng.randint(20, 800), for_s=for_s)
     return Fault(what=what, pick=rng.random(), at=rng.uniform(0.0, LOAD_S + 1.0), for_s=for_s)

@@ -60,6 +60,7 @@ class Process:
         if self.frozen:
             self._stalled.append((act, args))
         elif self.alive:
+            self.world.touched.add(self)
             act(*args)
 
     def freeze(self):
@@ -90,12 +91,17 @@ class Process:
     def ended(self, *, killed):
         """The process has ended."""
 
+    def check_books(self):
+        """What must hold in this process after every event; raises Violation."""
+
 
 class Peer(Process):
     """A process with a session. Subclasses have the callbacks of `Presence`."""
 
     role = ""
     decoder = None
+    #: What it speaks.
+    features = wire.FEATURES
 
     def __init__(self, site, name, host, *, seen=True):
         super().__init__(site, name, host, seen=seen)
@@ -121,20 +127,23 @@ class Peer(Process):
             host=self.host,
             pid=1,
             pid_namespace=NAMESPACE if self.seen else "",
+            features=self.features,
         )
-        at = self.clock()
         self.presence = Presence(
-            hello=hello, decoder=self.decoder, callbacks=self, settings=self.site.plan.settings, at=at
+            hello=hello, decoder=self.decoder, callbacks=self, settings=self.site.plan.settings, at=self.clock()
         )
-        self.connection = self.site.network.connect(identity, self)
-        self.presence.greet(self.connection, at)
+        self.connection = self.site.network.connect(identity, self, lambda: self.presence.opening(self.clock()))
         self._beat()
 
     # -- the session's thread -----------------------------------------------------------------------------------------
 
     def post(self, message, body=()):
-        """The session's `post`: from any thread, sent at the thread's next turn."""
-        self.outbox.append([wire.encode(message), *body])
+        """The session's `post`: from any thread, sent at once where the link lets that, else at its thread's turn."""
+        frames = [wire.encode(message), *body]
+        if self.connection is not None and self.connection.any_thread:
+            self.connection.send(frames)
+            return
+        self.outbox.append(frames)
         if not self._flushing:
             self._flushing = True
             self.soon(self._flush_soon)
@@ -151,6 +160,7 @@ class Peer(Process):
     def readable(self):
         """Something has come."""
         if not self.frozen and not self._reading and self._waits_until is None:
+            self.world.touched.add(self)
             self._turn()
 
     def _turn(self):
@@ -170,6 +180,10 @@ class Peer(Process):
 
     def _receive(self, inbound):
         """Read one message; False when that was the last for now."""
+        if isinstance(inbound[0], str):
+            inbound.popleft()
+            self.connection.hear_end()
+            return True
         self.site.tripwires.touch(inbound[0][0], self, "before")
         if not self.alive or self.frozen:
             return False
@@ -211,7 +225,7 @@ class Peer(Process):
             self.later(_LOOK_S, self._beat)
             return
         self._flush()
-        self.presence.beat(self.connection, self.clock())
+        self.presence.beat(self.connection if self.connection.connected else None, self.clock())
         self.later(max(self.presence.next_beat - self.clock(), 0.0), self._beat)
 
     def thaw(self):
@@ -229,5 +243,5 @@ class Peer(Process):
     def ended(self, *, killed):
         if self.connection is not None:
             self.connection.inbound.clear()
-            self.site.network.peer_went(self.connection, killed=killed)
+            self.connection.peer_went(killed=killed)
             self.site.process_ended(self)

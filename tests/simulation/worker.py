@@ -12,6 +12,7 @@ from tensoryard.workers.engine import Engine
 from tensoryard.workers.inbox import Inbox
 from tensoryard.workers.intake import Intake
 
+from .checks import check
 from .memory import ATTACH_TIMEOUT_S
 from .pipeline import Echo
 from .plan import THRESHOLD_BYTES
@@ -40,7 +41,9 @@ class Worker(Peer):
         self.serves = serves
         self._on_end = on_end
         self.pool = site.memory.make_pool(self, budget_bytes=serves.pool_segments * 3 * 4096, settings=settings)
-        self._batcher = Batcher(max_batch_size=1, max_wait_s=serves.deployment.max_wait_ms / 1000)
+        self._batcher = Batcher(
+            max_batch_size=1, max_wait_s=serves.deployment.max_wait_ms / 1000, unread_s=settings.unread_s
+        )
         self.inbox = Inbox(self._batcher, clock=self.clock)
         self.intake = Intake(
             inbox=self.inbox,
@@ -63,6 +66,8 @@ class Worker(Peer):
         self.engine = None
         self.busy = False
         self._nudged = False
+        #: Beats at which all work paused for its readers.
+        self._stalls = 0
         #: Until when the last results may be claimed, at the end.
         self._claim_by = None
         self.later(self.world.rng.random() * _BEGINS_IN_S, self._begin)
@@ -107,6 +112,7 @@ class Worker(Peer):
             hang_limit_s=deployment.hang_limit_s,
             max_queued=deployment.max_queued,
             max_queued_bytes=deployment.max_queued_bytes,
+            features=wire.FEATURES,
         )
 
     # -- the main thread ----------------------------------------------------------------------------------------------
@@ -174,6 +180,9 @@ class Worker(Peer):
         super().ended(killed=killed)
         self._on_end(self.name, "its process has ended")
 
+    def check_books(self):
+        check(self.pool, f"the pool of {self.name}")
+
     # -- reading what lies in clients' memory -------------------------------------------------------------------------
 
     def _spawn(self, run):
@@ -210,4 +219,6 @@ class Worker(Peer):
         self.intake.housekeep()
         self.conversation.beat(silent_s, self.clock())
         self._nudge()
-        return wire.Heartbeat(progress=self.engine.progress if self.engine else 0, busy=bool(self.inbox.held()))
+        self._stalls += self.inbox.is_stalled
+        progress = self.engine.progress if self.engine else 0
+        return wire.Heartbeat(progress=progress + self._stalls, busy=bool(self.inbox.held()))

@@ -34,6 +34,8 @@ class World:
         self.trace = []
         #: Called after each event.
         self.after_event = lambda: None
+        #: Processes whose books the event may have changed.
+        self.touched = set()
         self._queue = []
         self._order = itertools.count()
 

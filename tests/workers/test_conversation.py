@@ -12,7 +12,7 @@ from tensoryard.proto import wire
 from tensoryard.settings import Settings
 from tensoryard.workers import conversation as module
 from tensoryard.workers.answers import MAX_FRAMES
-from tensoryard.workers.conversation import EXIT_DRAINED, EXIT_ORPHANED, EXIT_REFUSED, Conversation
+from tensoryard.workers.conversation import EXIT_DRAINED, EXIT_ORPHANED, EXIT_REFUSED, Conversation, Held
 
 SETTINGS = Settings(heartbeat_s=1.0, orphan_s=30.0, max_frame_bytes=1000, max_message_bytes=50_000)
 READY = wire.Ready(model="m", task="t", deployment="d", credits=4)
@@ -109,9 +109,12 @@ def test_ready_needs_both(scene, first):
 
 def test_each_coordinator_hears_what_is_held(known):
     """WELCOME again: READY again, with the requests that are still here."""
-    known.holds = {("a", 3): 77, ("b", 1): 0}
+    known.holds = {("a", 3): Held(submission=77, sent=2, cancelled=True), ("b", 1): Held()}
     known.conversation.welcomed(WELCOME)
-    running = [wire.Running(request_id="a", attempt=3, submission=77), wire.Running(request_id="b", attempt=1)]
+    running = [
+        wire.Running(request_id="a", attempt=3, submission=77, sent=2, cancelled=True),
+        wire.Running(request_id="b", attempt=1),
+    ]
     assert known.messages() == [msgspec.structs.replace(READY, running=running)]
 
 

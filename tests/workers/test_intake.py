@@ -24,7 +24,7 @@ from tensoryard.settings import Settings
 from tensoryard.shm import Loan, Pool, SharedMemoryArray
 from tensoryard.workers.answers import describe
 from tensoryard.workers.batcher import Batcher, Work
-from tensoryard.workers.conversation import Key
+from tensoryard.workers.conversation import Held, Key
 from tensoryard.workers.inbox import Inbox
 from tensoryard.workers.intake import Intake
 
@@ -344,13 +344,23 @@ def take_large(desk: Desk, name: str, pool: Pool, attempt: int = 1, **fields: An
 
 
 def test_what_is_being_attached_is_held(desk, slow, client_pool):
-    """A coordinator that asks what we hold hears of requests on their way in, once, and of which submission each is."""
+    """A coordinator that asks what we hold hears of requests on their way in, once, with submission and outputs."""
     take_large(desk, "a", client_pool, submission=7)
     desk.take(embed_request("b"), submission=8)
-    assert desk.intake.held() == {("a", 1): 7, ("b", 1): 8}
+    assert desk.intake.held() == {("a", 1): Held(7), ("b", 1): Held(8)}
     slow.go.set()
     until(lambda: len(desk.inbox.held()) == 2, "both are in")
-    assert desk.intake.held() == {("a", 1): 7, ("b", 1): 8}
+    desk.inbox.held()[0].seq = 3
+    assert sorted(desk.intake.held().values()) == [Held(7), Held(8, sent=3)]
+
+
+def test_what_was_cancelled_is_held_as_that(desk):
+    """It may still be at work on it, though only to end as cancelled."""
+    desk.take(embed_request("a"))
+    desk.take(embed_request("b"))
+    desk.inbox.next_batch()
+    desk.intake.cancel(("a", 1))
+    assert desk.intake.held() == {("a", 1): Held(cancelled=True), ("b", 1): Held()}
 
 
 def test_cancelling_what_is_being_attached_answers_it_once(desk, slow, client_pool):
