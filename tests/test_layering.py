@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "version",
     "errors",
+    "faults",
     "logs",
     "settings",
     "shm",

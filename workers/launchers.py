@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -52,6 +52,8 @@ class ProcessLauncher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        #: As it is now: a worker that takes another's place is to find what that one found.
+        self._environment = dict(os.environ)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
         self._watchers: list[threading.Thread] = []
@@ -72,7 +74,7 @@ class ProcessLauncher:
                 pass_fds=[order_fd, self._life_read],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env=child_environment(deployment),
+                env=child_environment(deployment, own=self._environment),
             )
             self._processes[name] = process
             watcher = threading.Thread(target=self._watch, args=(name, process, on_end), daemon=True)
@@ -154,14 +156,14 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def child_environment(deployment: Deployment | None = None) -> dict[str, str]:
-    """The environment of a child of ours.
+def child_environment(deployment: Deployment | None = None, *, own: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child of ours, made from our `own`; None: as it is now.
 
     PYTHONSAFEPATH keeps the working folder off sys.path, where a folder `proto` would shadow the package that Ray's
     dependencies use. A worker computes with as many threads as it was given CPUs, as under Ray: libraries that each
     take all cores would stand in each other's way. One without a GPU of its own must not see anybody's.
     """
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**(os.environ if own is None else own), "PYTHONSAFEPATH": "1"}
     if deployment is not None:
         for name in _THREAD_VARIABLES:
             environment.setdefault(name, str(max(1, int(deployment.num_cpus))))

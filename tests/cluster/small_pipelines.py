@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 
 import tensoryard as ty
+from tensoryard import faults
 from tensoryard.proto import OneShotContext
 
 
@@ -41,6 +42,29 @@ def require_read_only(shared: np.ndarray) -> None:
     except ValueError:
         return
     raise AssertionError("a worker could make its caller's memory writable")
+
+
+class Echo(ty.Pipeline):
+    """Adds one to each array of numbers, whatever its size; a fault point is inside."""
+
+    max_batch_size = 4
+
+    def execute(self, inputs):
+        faults.reach("worker.inside") if faults.ARMED else None
+        return {rid: self._one(ctx) for rid, ctx in inputs.batch.items()}
+
+    def _one(self, ctx):
+        (source,) = ctx.arrays
+        out = ctx.allocate(source.shape, source.dtype)
+        np.add(source, 1, out=out)
+        return ty.EmbeddingsGenerationOutput(embeddings=out)
+
+    def release(self, request_id):
+        pass
+
+
+def echo():
+    return Echo()
 
 
 class Moody(ty.Pipeline):
@@ -143,6 +167,7 @@ class Drip(ty.Pipeline):
         self.held = set()
 
     def execute(self, inputs):
+        faults.reach("worker.inside") if faults.ARMED else None
         return {rid: self._one(rid, ctx) for rid, ctx in inputs.batch.items()}
 
     def _one(self, rid, ctx):
