@@ -6,6 +6,7 @@ fault is over when its cell is, and what it costs is mostly waiting.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -83,26 +84,40 @@ def deployments() -> list[ty.Deployment]:
     ]
 
 
-class Cluster:
-    """One cluster, and what is done to it."""
+@contextlib.contextmanager
+def armed(folder: Path) -> Iterator[Orders]:
+    """What is started inside looks for orders in a folder of its own, as long as it lives."""
+    orders = Orders(folder)
+    with _one_environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in orders.environment.items():
+            patch.setenv(name, value)
+        yield orders
 
-    def __init__(self, number: int, folder: Path) -> None:
-        self._prefix = f"matrix-{number}-"
-        self._orders = Orders(_made(folder / f"cluster-{number}"))
-        self._client_orders = Orders(_made(folder / f"clients-{number}"))
-        with _one_environment, pytest.MonkeyPatch.context() as patch:
-            for name, value in self._orders.environment.items():
-                patch.setenv(name, value)
-            self._yard = ty.local(deployments(), runtime="process", settings=SETTINGS)
+
+def tapped(address: str, again: list[str]) -> ty.Client:
+    """A client that notes each answer to a request whose answer it has."""
+    connection = TappedConnection(address, SETTINGS, lambda *what: again.append(str(what)))
+    connection.open(PATIENCE_S)
+    return Client(connection)
+
+
+class Cluster:
+    """What is done to one cluster, whose processes obey `orders`; `folder` is for the orders to clients."""
+
+    def __init__(self, yard: ty.Yard, orders: Orders, folder: Path) -> None:
+        self._yard = yard
+        self._orders = orders
+        self._client_orders = Orders(folder)
+        self._prefix = f"{yard.name}-"
         self._spare = self._start_client()
+        self._looker = yard.connect(timeout_s=PATIENCE_S)
         self._cells = 0
 
     def warm_up(self) -> None:
         """All that a calm cluster opens is opened."""
         self._yard.wait_ready()
-        self._looker = self._yard.connect()
         self._watch = Watch(self._looker, prefix=self._prefix, alone=True, began=time.monotonic())
-        with self._tapped([]) as client:
+        with tapped(self._yard.address, []) as client:
             for number in range(4):
                 self._all_are_answered([self._submit(client, kind, f"warm-{number}-{kind}") for kind in KINDS])
         before, problems = self._watch.settled()
@@ -113,8 +128,15 @@ class Cluster:
     def run(self, cell: Cell) -> None:
         """The fault, and all that has to be true after it."""
         self._cells += 1
+        try:
+            self._run(cell)
+        except Exception as error:
+            error.add_note(self._tells(cell))
+            raise
+
+    def _run(self, cell: Cell) -> None:
         again: list[str] = []
-        with self._tapped(again) as client:
+        with tapped(self._yard.address, again) as client:
             if cell.role == "client":
                 self._hurt_a_client(cell, client)
             else:
@@ -164,11 +186,6 @@ class Cluster:
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
-    def _tapped(self, again: list[str]) -> ty.Client:
-        connection = TappedConnection(self._yard.address, SETTINGS, lambda *what: again.append(str(what)))
-        connection.open(PATIENCE_S)
-        return Client(connection)
-
     def _start_client(self) -> subprocess.Popen[str]:
         """Comes up while others work."""
         script = Path(__file__).with_name("matrix_client.py")
@@ -188,7 +205,7 @@ class Cluster:
         for reply, kind, name in asked:
             assert is_right(reply.result(PATIENCE_S), kind, name), f"{name} got a wrong answer"
 
-    def tells(self, cell: Cell) -> str:
+    def _tells(self, cell: Cell) -> str:
         """For a cell that failed: how the cluster looks, and what became of the request that was struck."""
         try:
             return f"{cell}: {self._looker.status()}; {self._looker.story(self._name('struck'))}"
@@ -196,11 +213,10 @@ class Cluster:
             return f"{cell}: {error!r}"
 
     def close(self) -> None:
-        """End everything."""
+        """Let go of the cluster."""
         self._spare.kill()
         self._spare.communicate()
         self._looker.close()
-        self._yard.close()
 
 
 class Matrix:
@@ -227,22 +243,18 @@ class Matrix:
 
     def _run_some(self, cell: Cell | None) -> None:
         """On a cluster of their own: cell after cell, until one fails."""
+        number = next(self._numbers)
         try:
-            cluster = Cluster(next(self._numbers), self._folder)
+            with armed(_made(self._folder / f"cluster-{number}")) as orders:
+                yard = ty.local(deployments(), runtime="process", settings=SETTINGS)
+            with yard, contextlib.closing(Cluster(yard, orders, _made(self._folder / f"clients-{number}"))) as cluster:
+                cluster.warm_up()
+                while cell is not None:
+                    cluster.run(cell)
+                    self._outcomes[cell].set_result(None)
+                    cell = self._next()
         except BaseException as error:
             self._outcomes[cell].set_exception(error)
-            return
-        try:
-            cluster.warm_up()
-            while cell is not None:
-                cluster.run(cell)
-                self._outcomes[cell].set_result(None)
-                cell = self._next()
-        except BaseException as error:
-            error.add_note(cluster.tells(cell))
-            self._outcomes[cell].set_exception(error)
-        finally:
-            cluster.close()
 
     def _next(self) -> Cell | None:
         try:

@@ -18,7 +18,7 @@ from .matrix import Cell, Matrix, cells
 pytestmark = pytest.mark.process
 
 #: As many as keep two cores busy while others wait.
-CLUSTERS = 6
+CLUSTERS = 4
 
 
 @pytest.fixture(scope="module")
