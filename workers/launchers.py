@@ -13,13 +13,17 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from ..errors import ShuttingDown
+from ..logs import logger
 from ..proto.deployment import Deployment
 from ..settings import Settings
+
+log = logger(__name__)
 
 #: What numerical libraries read for their number of threads.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -77,11 +81,11 @@ class ProcessLauncher:
                 env=child_environment(deployment, own=self._environment),
             )
             self._processes[name] = process
-            watcher = threading.Thread(target=self._watch, args=(name, process, on_end), daemon=True)
+            watcher = threading.Thread(target=self._watch, args=(name, process, on_end, _oom_kills()), daemon=True)
             self._watchers = [thread for thread in self._watchers if thread.is_alive()] + [watcher]
             watcher.start()
 
-    def _watch(self, name: str, process: subprocess.Popen[bytes], on_end: OnEnd) -> None:
+    def _watch(self, name: str, process: subprocess.Popen[bytes], on_end: OnEnd, oom_kills: int) -> None:
         with contextlib.suppress(ChildProcessError):  # where this program ignores SIGCHLD
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
@@ -89,7 +93,11 @@ class ProcessLauncher:
             _kill_group(process.pid)
             self._processes.pop(name, None)
             code = process.wait()
-        on_end(name, f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}")
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code == -signal.SIGKILL and _oom_kills() > oom_kills:
+            how += "; meanwhile the kernel has killed processes of this machine because memory ran out"
+            log.warning("the process of worker %s %s", name, how)
+        on_end(name, f"its process {how}")
 
     def kill(self, name: str) -> None:
         """SIGKILL, for the worker and what it started."""
@@ -136,6 +144,15 @@ def _memory_file(data: bytes) -> Iterator[int]:
         file.flush()
         file.seek(0)
         yield file.fileno()
+
+
+def _oom_kills() -> int:
+    """How many processes of this machine the kernel has killed because memory ran out; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _kill_group(pid: int) -> None:

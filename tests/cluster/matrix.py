@@ -26,8 +26,9 @@ import pytest
 import tensoryard as ty
 from tensoryard.client.client import Client
 from tensoryard.deploy.chaos_client import TappedConnection
-from tensoryard.deploy.chaos_watch import Watch
+from tensoryard.deploy.chaos_watch import Watch, in_use
 from tensoryard.faults import Orders
+from tensoryard.shm import Inspector
 
 from ..conftest import wait_until
 from .conftest import PIPELINES
@@ -143,6 +144,7 @@ class Cluster:
                 self._hurt_the_cluster(cell, client)
             self._all_are_answered([self._submit(client, kind, f"later-{kind}") for kind in KINDS])
             wait_until(lambda: _used(client) == 0, "the client's memory has come back")
+            wait_until(lambda: not self._held(), "the workers' memory has come back, while who has read it lives")
         assert not again, "a request was answered twice"
         _, problems = self._watch.settled(self._before)
         assert not problems
@@ -175,6 +177,10 @@ class Cluster:
             assert (said, process.returncode) == ("right\n", 0)
         else:
             assert process.returncode == -signal.SIGKILL
+
+    def _held(self) -> list[str]:
+        with Inspector() as inspector:
+            return in_use(inspector.look(), prefix=self._prefix, owners=set())
 
     def _wait_reached(self, orders: Orders, cell: Cell) -> int:
         wait_until(lambda: orders.reached(cell.point), f"{cell.point} is reached")

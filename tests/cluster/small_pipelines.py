@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
@@ -91,6 +92,11 @@ class Moody(ty.Pipeline):
                 return ty.EmbeddingsGenerationOutput(embeddings=np.array([object()]))
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "oom":  # oom:GROUP:FLAG takes more memory than that control group allows, if the flag is not there yet
+                spend_all_memory(*text.split(":")[1:])
+            case "fork":  # fork:PATH leaves a child that lives until a file is there, and says its number
+                child = fork(text.split(":", 1)[1])
+                return ty.EmbeddingsGenerationOutput(embeddings=np.full((1, 1), child, np.float64))
             case "until":  # until:PATH waits for a file, looking at `cancelled`
                 while not os.path.exists(text.split(":", 1)[1]) and not ctx.cancelled:
                     time.sleep(0.01)
@@ -98,6 +104,25 @@ class Moody(ty.Pipeline):
 
     def release(self, request_id):
         pass
+
+
+def spend_all_memory(group, flag):
+    if os.path.exists(flag):
+        return
+    Path(flag).touch()
+    Path(group, "cgroup.procs").write_text(str(os.getpid()))
+    hoard = [np.ones(1 << 20) for _ in range(1 << 8)]
+    raise AssertionError(f"{len(hoard)} blocks fit into the control group")
+
+
+def fork(path):
+    pid = os.fork()
+    if not pid:
+        os.setsid()  # out of reach of whoever ends its parent's group
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        os._exit(0)
+    return pid
 
 
 class Gate(ty.Pipeline):

@@ -34,6 +34,7 @@ def matrix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         matrix.close()
 
 
+@pytest.mark.case(2, 3, 5, 15, 17)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("cell", cells(), ids=str)
 def test_every_request_survives(matrix: Matrix, cell: Cell) -> None:

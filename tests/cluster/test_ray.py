@@ -38,6 +38,7 @@ def ray_yard(orders: Orders) -> Iterator[ty.Yard]:
         yield yard
 
 
+@pytest.mark.case(2)
 def test_real_requests_survive_killed_actors(ray_yard: ty.Yard, eventually: Callable[..., None]) -> None:
     """300 mixed requests, a worker actor of each model killed in the middle: 300 right answers, each request once."""
     with ray_yard.connect() as client:
@@ -87,6 +88,7 @@ def matrix_cluster(
         yield cluster
 
 
+@pytest.mark.case(2, 3, 5, 15, 17)
 @pytest.mark.parametrize(
     "cell",
     [
@@ -105,6 +107,7 @@ def test_every_request_survives(matrix_cluster: matrix.Cluster, cell: matrix.Cel
     matrix_cluster.run(cell)
 
 
+@pytest.mark.case(15)
 def test_a_coordinator_killed_under_load_is_made_anew(ray_yard: ty.Yard, eventually: Callable[..., None]) -> None:
     """kill -9 of the coordinator's actor, twice, with 48 requests under way: each of 300 has one right answer."""
     import ray
@@ -120,6 +123,7 @@ def test_a_coordinator_killed_under_load_is_made_anew(ray_yard: ty.Yard, eventua
         eventually(lambda: all(model.is_ready for model in client.status().models), "every worker has joined")
 
 
+@pytest.mark.case(14)
 def test_a_second_cluster_uses_the_ray_that_is_there(ray_yard: ty.Yard) -> None:
     """`local` in a process connected to Ray starts its actors there, beside others, and leaves Ray running."""
     import ray

@@ -182,6 +182,7 @@ def test_without_madvise_pages_are_touched_one_by_one(monkeypatch):
     assert not mapping.bytes_at(0, SIZE).any()
 
 
+@pytest.mark.case(10)
 def test_a_machine_without_memory_is_an_error_before_any_is_taken(monkeypatch):
     """When the machine has too little left, PoolExhausted says how much was wanted and how much there is."""
     monkeypatch.setattr(os_memory, "available_memory_bytes", lambda: SIZE)
@@ -205,6 +206,7 @@ def test_a_failed_mapping_leaves_no_descriptor(monkeypatch):
     before.assert_nothing_new()
 
 
+@pytest.mark.case(10)
 def test_the_control_groups_limit_counts(monkeypatch, tmp_path):
     """In a limited control group, what is left is the limit less what is used, and the cache of files is not used."""
     (tmp_path / "memory.max").write_text("1000000\n")
