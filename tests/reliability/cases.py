@@ -79,7 +79,6 @@ CASES = [
         "the machine or the control group has no memory left",
         "memory is reserved when it is taken, so it is an error then (`PoolExhausted`: what was wanted, and what is "
         "left) and never a SIGBUS later",
-        "that old control groups (v1) are looked at: there it is case 11",
     ),
     _case(
         11,
