@@ -19,6 +19,7 @@ OTHER_VARIABLES = {
     "TENSORYARD_RUNTIME_DIR": "the folder of sockets and connection files",
     "TENSORYARD_HOST": "this host's identity, where the host name does not tell hosts apart",
     "TENSORYARD_GPU": "0: never look for a GPU",
+    "TENSORYARD_FAULT_POINTS": "for tests: the folder of orders to die or freeze at a fault point",
 }
 
 

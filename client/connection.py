@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from .. import errors
+from .. import errors, faults
 from ..coordinator.connection import read_connection
 from ..links import Frames, Session
 from ..links.calibration import thresholds_of
@@ -309,6 +309,8 @@ class Connection:
 
     def on_message(self, message: Any, body: Frames) -> None:
         """Answers."""
+        if faults.ARMED:
+            faults.reach(f"client.on_{wire.word_of(message)}")
         self._conversation.message(message, body, monotonic())
 
     def _decode(self, body: Frames, type_: Any) -> Any:

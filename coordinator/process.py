@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Sequence
 
-from ..links import HubLink, Poller, make_hub
+from .. import faults
+from ..links import Frames, HubLink, Poller, make_hub
 from ..logs import logger
+from ..proto import wire
 from ..settings import Settings
 from ..shm import host_name
 from ..version import __version__
@@ -148,6 +150,8 @@ class Coordinator:
                 reason = _UNREACHABLE if identity in self._unreachable else "ended without a goodbye"
                 self.broker.peer_gone(identity, reason, time.monotonic())
             else:
+                if faults.ARMED:
+                    _reach("on", frames)
                 self.broker.message(identity, frames, time.monotonic())
         return False
 
@@ -164,15 +168,23 @@ class Coordinator:
         for action in self.broker.take_actions():
             match action:
                 case Send():
-                    sent = self._hub.send(action.peer, action.frames, more=True)
-                    if not sent and self.broker.knows(action.peer):
-                        self._unreachable[action.peer] = None
+                    self._send(action)
                 case Watch():
                     self._processes.watch(action)
                 case Forget():
                     self._unreachable.pop(action.peer, None)
                     self._processes.forget(action.peer)
         self._hub.flush()
+
+    def _send(self, action: Send) -> None:
+        if faults.ARMED:
+            _reach("before", action.frames)
+        sent = self._hub.send(action.peer, action.frames, more=True)
+        if not sent and self.broker.knows(action.peer):
+            self._unreachable[action.peer] = None
+        if faults.ARMED:
+            self._hub.flush()
+            _reach("after", action.frames)
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -190,3 +202,9 @@ class Coordinator:
             fd, self._stop_fd = self._stop_fd, -1
             if fd >= 0:
                 os.close(fd)
+
+
+def _reach(when: str, frames: Frames) -> None:
+    """A fault point of a message: garbage has none."""
+    with contextlib.suppress(Exception):
+        faults.reach(f"coordinator.{when}_{wire.word_of(frames)}")

@@ -31,7 +31,7 @@ from ..proto.request import RequestID
 from ..settings import Settings
 from .answers import array_of
 from .chaos_books import FINISHED, LOST, WRONG
-from .chaos_jobs import Job, OwnJobs, TheirJobs, poison, read_examples
+from .chaos_jobs import DEADLY, Job, OwnJobs, TheirJobs, deadly, read_examples
 
 #: How a request is sent, and of a hundred how many: most plainly; some are cancelled, some have little time.
 MANNERS = {"plain": 90, "cancel": 6, "deadline": 4}
@@ -99,7 +99,7 @@ Event = Ready | Sent | Ended | Again | Left
 
 
 class Command(msgspec.Struct, frozen=True):
-    """What it is told: `hold` results, `fill` its pool (both for `seconds`), send a `poison`, or `stop`."""
+    """What it is told: `hold` results, `fill` its pool (both for `seconds`), send a `poison` or a `hang`, or `stop`."""
 
     what: str
     seconds: float = 0.0
@@ -178,7 +178,8 @@ class Load:
         self._again: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._sent = 0
         self._stopping = threading.Event()
-        self._poisons: queue.SimpleQueue[None] = queue.SimpleQueue()
+        #: Kinds of deadly requests that are to be sent.
+        self._deadly: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._hold_until = 0.0
         #: Arrays of results that we do not let go of yet.
         self._held: list[npt.NDArray[Any]] = []
@@ -188,8 +189,8 @@ class Load:
         match command.what:
             case "stop":
                 self._stopping.set()
-            case "poison":
-                self._poisons.put(None)
+            case kind if kind in DEADLY:
+                self._deadly.put(kind)
             case "hold":
                 self._hold_until = time.monotonic() + command.seconds
             case "fill":
@@ -219,7 +220,7 @@ class Load:
     def _send(self, jobs: OwnJobs | TheirJobs) -> None:
         number, self._sent = self._sent, self._sent + 1
         request_id = RequestID(f"{self._order.prefix}{number}")
-        job = jobs.make(request_id) if self._poisons.empty() else self._poisoned(request_id)
+        job = jobs.make(request_id) if self._deadly.empty() else deadly(self._deadly.get(), request_id)
         manner = job.manner if job.manner != "plain" else self._manner()
         self._tell(Sent(number, job.kind, manner))
         deadline_s = self._rng.choice(DEADLINES_S) if manner == "deadline" else None
@@ -233,10 +234,6 @@ class Load:
         reply.add_listener(lambda: self._done.put(number) if reply.done else None)
         if manner == "cancel":
             reply.cancel()
-
-    def _poisoned(self, request_id: RequestID) -> Job:
-        self._poisons.get()
-        return poison(request_id)
 
     def _manner(self) -> str:
         return self._rng.choices(list(MANNERS), list(MANNERS.values()))[0]

@@ -178,6 +178,15 @@ def poison(arena: Arena) -> str | None:
     return f"by {client.name}"
 
 
+def hang(arena: Arena) -> str | None:
+    """A request that its worker never has done with: each is found by its want of progress, and replaced."""
+    client = arena.one_client()
+    if client is None:
+        return None
+    client.tell("hang")
+    return f"by {client.name}"
+
+
 def slow_reader(arena: Arena) -> str | None:
     """A client of ours keeps its results, so that workers' pools fill; a stranger asks much and never reads."""
     client = arena.one_client()
@@ -213,6 +222,7 @@ FAULTS = (
     Fault(name="corrupt", weight=2, says="send broken messages to coordinator and pools", do=corrupt),
     Fault(name="slow-reader", weight=2, says="hold results, and ask without reading the answers", do=slow_reader),
     Fault(name="full-pool", weight=2, says="fill the pools of its own clients", do=full_pool),
+    Fault(name="hang", weight=1, says="send requests that never end", do=hang, own_only=True),
     Fault(name="poison", weight=1, says="send requests that kill their workers", do=poison, own_only=True),
 )  # fmt: skip
 

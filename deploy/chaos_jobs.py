@@ -54,10 +54,14 @@ class Job:
     manner: str = "plain"
 
 
-def poison(request_id: RequestID) -> Job:
-    """A request that kills every worker that it meets."""
-    request = EmbeddingsRequest(request_id=request_id, model=ours.VECTORS, input=ours.POISON)
-    return Job(kind="poison", request=request, problem=lambda _output: "it was to die of it", manner="poison")
+#: Requests that cost every worker that they meet its life, by their kind.
+DEADLY = {"poison": ours.POISON, "hang": ours.HANG}
+
+
+def deadly(kind: str, request_id: RequestID) -> Job:
+    """One of them: it ends as `PoisonRequest`, or is wrong."""
+    request = EmbeddingsRequest(request_id=request_id, model=ours.VECTORS, input=DEADLY[kind])
+    return Job(kind=kind, request=request, problem=lambda _output: "its worker was to die of it", manner="poison")
 
 
 # -- our own models ---------------------------------------------------------------------------------------------------

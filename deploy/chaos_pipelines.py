@@ -28,6 +28,9 @@ from ..proto.request import RequestID
 PIXELS, VECTORS, SOUND = "chaos-pixels", "chaos-vectors", "chaos-sound"
 #: The text that kills the worker which reads it.
 POISON = "this request kills its worker"
+#: The text that its worker never has done with, and how long one may make no progress (s).
+HANG = "this request hangs"
+HANG_LIMIT_S = 5.0
 #: Numbers of a vector for a text, and for one that begins with `LONG`: by message, and by handle.
 WIDTH, LONG_WIDTH = 64, 32 << 10
 LONG = "long "
@@ -53,6 +56,7 @@ def deployments(*, replicas: int, pool_budget_bytes: int, work_ms: float = 4.0) 
             replicas=replicas,
             num_cpus=0.25,
             pool_budget_bytes=pool_budget_bytes,
+            hang_limit_s=HANG_LIMIT_S,
         )
         for model, (task, factory) in parts.items()
     ]
@@ -122,7 +126,7 @@ class Pixels(_Small, Pipeline[Any, GenerationOutput]):
 
 
 class Embeddings(_Small, Pipeline[EmbeddingsGenerationInputs, EmbeddingsGenerationOutput]):
-    """Vectors of texts or arrays, copied into shared memory on the way back; and the poison."""
+    """Vectors of texts or arrays, copied into shared memory on the way back; and two that nobody answers."""
 
     def execute(self, inputs: Any) -> dict[RequestID, Any]:
         """One step."""
@@ -132,6 +136,8 @@ class Embeddings(_Small, Pipeline[EmbeddingsGenerationInputs, EmbeddingsGenerati
     def _one(self, context: EmbeddingsRequestContext) -> EmbeddingsGenerationOutput:
         if POISON in context.texts:
             os.kill(os.getpid(), signal.SIGKILL)
+        while HANG in context.texts:
+            time.sleep(1)
         return EmbeddingsGenerationOutput(embeddings=vectors(context.texts or context.arrays))
 
 

@@ -177,6 +177,7 @@ class CoordinatorProcess:
     def __init__(self, name: str, settings: Settings) -> None:
         self._command = [sys.executable, "-m", "tensoryard.coordinator", "--expects-fleet", "--name", name]
         self._command += ["--settings", msgspec.json.encode(settings).decode()]
+        self._environment = child_environment()
         # Held open by us alone: the child sees the other end close when we are gone.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         self._closing = threading.Event()
@@ -199,7 +200,7 @@ class CoordinatorProcess:
                     pass_fds=[ready_write, self._life_read],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
-                    env=child_environment(),
+                    env=self._environment,
                 )
             finally:
                 os.close(ready_write)

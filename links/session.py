@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .. import faults
 from ..errors import ConfigError
 from ..proto import wire
 from ..settings import Settings
@@ -101,7 +102,13 @@ class Session:
 
     def post(self, message: wire.Message, body: Frames | tuple[()] = ()) -> None:
         """Send a message, from any thread: at once where the link lets us, else by waking the session's thread."""
-        frames = [wire.encode(message), *body]
+        if faults.ARMED:
+            faults.reach(f"{self._role}.before_{wire.word_of(message)}")
+        self._send([wire.encode(message), *body])
+        if faults.ARMED:
+            faults.reach(f"{self._role}.after_{wire.word_of(message)}")
+
+    def _send(self, frames: Frames) -> None:
         link = self._open_link
         if link is None:
             with self._wake_lock:

@@ -394,6 +394,13 @@ def decode(decoder: msgspec.msgpack.Decoder[_T], frame: Any) -> _T:
         raise ProtocolError(f"not a message of wire version {WIRE_VERSION}: {error!s:.400}") from error
 
 
+def word_of(message: Message | Frames) -> str:
+    """The word that a message of ours begins with, in small letters."""
+    if isinstance(message, Message):
+        return str(type(message).__struct_config__.tag).lower()
+    return str(msgspec.msgpack.decode(message[0])[0]).lower()
+
+
 def size_of(frames: Frames) -> int:
     """Bytes of all frames together."""
     if len(frames) == 1 and type(frames[0]) is bytes:  # by far the most frequent

@@ -34,6 +34,11 @@ _HEADROOM_BYTES = 64 << 20
 #: Where the kernel tells what the machine and the control group have.
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+#: There, of version 2 and of version 1: the limit, what is used of it, and of what kinds.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -144,22 +149,26 @@ def _prefault(mapping: Mapping) -> None:
 def available_memory_bytes() -> int:
     """What the machine, or the control group we run in, can still give."""
     available = _field(_MEMINFO, r"MemAvailable:\s+(\d+)", default=1 << 50) * 1024
-    limit = _field(_CGROUP / "memory.max", r"(\d+)", default=0)
-    if limit:
-        used = _field(_CGROUP / "memory.current", r"(\d+)", default=0)
-        # The cache of files counts as used there, and is given up when memory is wanted: large models fill it.
-        cache = sum(
-            _field(_CGROUP / "memory.stat", rf"\b{kind}_file (\d+)", default=0) for kind in ("active", "inactive")
-        )
-        available = min(available, max(limit - used + cache, 0))
-    return available
+    limit, used = _group_limit_and_use()
+    return min(available, max(limit - used, 0)) if limit else available
 
 
 def total_memory_bytes() -> int:
     """The machine's memory, or the control group's limit if that is lower."""
     total = _field(_MEMINFO, r"MemTotal:\s+(\d+)", default=1 << 20) * 1024
-    limit = _field(_CGROUP / "memory.max", r"(\d+)", default=0)
+    limit, _ = _group_limit_and_use()
     return min(total, limit) if limit else total
+
+
+def _group_limit_and_use() -> tuple[int, int]:
+    """Of the control group we run in, in bytes; (0, 0) where it has no limit."""
+    for limit_file, used_file, kinds_file in _GROUP_FILES:
+        if limit := _field(_CGROUP / limit_file, r"(\d+)", default=0):
+            used = _field(_CGROUP / used_file, r"(\d+)", default=0)
+            # The cache of files counts as used there, and is given up when memory is wanted: large models fill it.
+            kinds = (rf"\b{kind}_file (\d+)" for kind in ("active", "inactive"))
+            return limit, used - sum(_field(_CGROUP / kinds_file, kind, default=0) for kind in kinds)
+    return 0, 0
 
 
 def _field(path: Path, pattern: str, *, default: int) -> int:

@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from .. import faults
 from ..errors import PoolExhausted, SegmentGone, StaleHandle
 from .blocks import Block, BlockTable
 from .dtypes import dtype_name
@@ -191,6 +192,8 @@ class Pool:
             if loan._pool is not self:  # noqa: SLF001 - a loan is the pool's own
                 raise StaleHandle("the loan is over, and its memory may have been reused: lend the array again")
             self._blocks.publish(loan.generation, self._clock() + self._claim_timeout_s)
+        if faults.ARMED:
+            faults.reach("shm.sent")
         loan.release()
 
     def discard(self, generation: int) -> None:
@@ -240,6 +243,8 @@ class Pool:
         self._used_in[segment.number] += 1
         self._idle_since.pop(segment.number, None)
         self._taken_total += 1
+        if faults.ARMED:
+            faults.reach("shm.allocated")
         return block
 
     def _grow(self, size: int) -> bool:

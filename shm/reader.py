@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import faults
 from ..errors import ForgedHandle, MemoryProblem, SegmentGone, StaleHandle
 from . import messages
 from .handle import SharedMemoryArray
@@ -164,6 +165,8 @@ class _Claim:
         self._generation = generation
 
     def __del__(self) -> None:
+        if faults.ARMED:
+            faults.reach("shm.before_release")
         self._owner.release(self._slot, self._generation)
 
 
@@ -225,6 +228,8 @@ class Reader:
         if slot is None:
             return self._copy_out(owner, segment, handle)
         claim = _Claim(owner, slot, handle.generation)
+        if faults.ARMED:
+            faults.reach("shm.claimed")
         segment.check_generation(handle)
         return _view(segment, handle, claim)
 

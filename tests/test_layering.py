@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     "version",
     "errors",
+    "faults",
     "logs",
     "settings",
     "shm",
@@ -197,6 +198,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(path):
     assert [entry.module for entry in imports_of(path) if entry.at_load and top(entry.module) in HEAVY] == []
 
 
+@pytest.mark.case(25)
 @pytest.mark.parametrize("path", PATHS, ids=IDS)
 def test_nothing_is_pickled_and_no_segment_has_a_name(path):
     """No module of ours imports pickle, or multiprocessing's shared memory and its resource tracker."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-from .. import errors
+from .. import errors, faults
 from ..logs import logger
 from ..proto import wire
 from ..proto.codec import Encoded, encode_body
@@ -111,6 +111,8 @@ class Engine:
 
     def execute(self, batch: list[Work]) -> Executed:
         """One step of the pipeline, for those of a batch that are still wanted."""
+        if faults.ARMED:
+            faults.reach("worker.before_execute")
         self.progress += 1
         began = self._clock()
         wanted = [work for work in batch if not work.context.cancelled]
@@ -118,6 +120,8 @@ class Engine:
         took_s = self._clock() - began
         for work in wanted:
             work.execute_s += took_s
+        if faults.ARMED:
+            faults.reach("worker.after_execute")
         return Executed(batch, results)
 
     def answer(self, executed: Executed) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy.typing as npt
 
-from .. import errors
+from .. import errors, faults
 from ..links import Frames
 from ..proto import wire
 from ..proto.codec import decode_body
@@ -220,6 +220,8 @@ class Intake:
         return array
 
     def _put(self, work: Work) -> None:
+        if faults.ARMED:
+            faults.reach("worker.request_read")
         replaced = self._inbox.put(work)
         if replaced is not None:
             key = (replaced.request_id, replaced.attempt)

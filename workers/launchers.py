@@ -12,14 +12,18 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
 from ..errors import ShuttingDown
+from ..logs import logger
 from ..proto.deployment import Deployment
 from ..settings import Settings
+
+log = logger(__name__)
 
 #: What numerical libraries read for their number of threads.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -52,6 +56,8 @@ class ProcessLauncher:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        #: As it is now: a worker that takes another's place is to find what that one found.
+        self._environment = dict(os.environ)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
         self._watchers: list[threading.Thread] = []
@@ -72,14 +78,14 @@ class ProcessLauncher:
                 pass_fds=[order_fd, self._life_read],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env=child_environment(deployment),
+                env=child_environment(deployment, own=self._environment),
             )
             self._processes[name] = process
-            watcher = threading.Thread(target=self._watch, args=(name, process, on_end), daemon=True)
+            watcher = threading.Thread(target=self._watch, args=(name, process, on_end, _oom_kills()), daemon=True)
             self._watchers = [thread for thread in self._watchers if thread.is_alive()] + [watcher]
             watcher.start()
 
-    def _watch(self, name: str, process: subprocess.Popen[bytes], on_end: OnEnd) -> None:
+    def _watch(self, name: str, process: subprocess.Popen[bytes], on_end: OnEnd, oom_kills: int) -> None:
         with contextlib.suppress(ChildProcessError):  # where this program ignores SIGCHLD
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
@@ -87,7 +93,11 @@ class ProcessLauncher:
             _kill_group(process.pid)
             self._processes.pop(name, None)
             code = process.wait()
-        on_end(name, f"its process was killed by signal {-code}" if code < 0 else f"its process ended with code {code}")
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code == -signal.SIGKILL and _oom_kills() > oom_kills:
+            how += "; meanwhile the kernel has killed processes of this machine because memory ran out"
+            log.warning("the process of worker %s %s", name, how)
+        on_end(name, f"its process {how}")
 
     def kill(self, name: str) -> None:
         """SIGKILL, for the worker and what it started."""
@@ -136,6 +146,15 @@ def _memory_file(data: bytes) -> Iterator[int]:
         yield file.fileno()
 
 
+def _oom_kills() -> int:
+    """How many processes of this machine the kernel has killed because memory ran out; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
 def _kill_group(pid: int) -> None:
     """SIGKILL for a process of ours that leads its group, not yet reaped, and for what it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -154,14 +173,14 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def child_environment(deployment: Deployment | None = None) -> dict[str, str]:
-    """The environment of a child of ours.
+def child_environment(deployment: Deployment | None = None, *, own: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child of ours, made from our `own`; None: as it is now.
 
     PYTHONSAFEPATH keeps the working folder off sys.path, where a folder `proto` would shadow the package that Ray's
     dependencies use. A worker computes with as many threads as it was given CPUs, as under Ray: libraries that each
     take all cores would stand in each other's way. One without a GPU of its own must not see anybody's.
     """
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    environment = {**(os.environ if own is None else own), "PYTHONSAFEPATH": "1"}
     if deployment is not None:
         for name in _THREAD_VARIABLES:
             environment.setdefault(name, str(max(1, int(deployment.num_cpus))))

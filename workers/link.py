@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import errors
+from .. import errors, faults
 from ..links import Frames, Session
 from ..proto import wire
 from ..proto.pipeline import Pipeline, PipelineTask
@@ -142,6 +142,8 @@ class WorkerLink:
 
     def on_message(self, message: Any, body: Frames) -> None:
         """Work, and word about work."""
+        if faults.ARMED:
+            faults.reach(f"worker.on_{wire.word_of(message)}")
         self._conversation.message(message, body)
 
     def on_refused(self, error: errors.TensoryardError) -> None:

@@ -626,6 +626,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.case(26)
 @pytest.mark.parametrize("end", ENDINGS.values(), ids=ENDINGS.keys())
 def test_inputs_are_held_until_the_answer_has_come(hub, client, end):
     """The shared memory of a request is held, cancelled or not, until its end, and then free before anybody knows."""
@@ -669,6 +670,7 @@ def test_an_array_of_the_pool_may_be_sent_again(hub, client):
     assert used(client) == 0
 
 
+@pytest.mark.case(6)
 def test_a_result_lives_as_long_as_its_view(hub, client, pool):
     """A result in shared memory stays leased while any view of it lives, the client closed or not, and not longer."""
     reply = client.submit(request(request_id=RequestID("r")))
@@ -743,6 +745,7 @@ def test_a_reply_nobody_keeps_is_collected(hub, client, pool, eventually):
 # -- a result whose memory is lost ------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(3)
 def test_a_request_whose_result_is_lost_is_sent_again(hub, client):
     """When a result's memory has gone before it was read, CANCEL and the same SUBMIT follow, and its answer counts."""
     reply = client.submit(request("x" * 50, request_id=RequestID("r")), deadline_s=1000)
@@ -757,6 +760,7 @@ def test_a_request_whose_result_is_lost_is_sent_again(hub, client):
     assert reply.result(DEADLINE_S).embeddings[0, 0] == 2
 
 
+@pytest.mark.case(7)
 def test_a_stale_result_is_asked_for_again(hub, client, pool):
     """A handle whose block was reused since, which StaleHandle tells, is treated the same."""
     frames = shared(pool, output(1))
@@ -951,6 +955,7 @@ def test_a_coordinator_that_stays_away_is_lost(make_client):
         assert [m.request_id for m in hub.of(wire.Submit)] == ["after"]
 
 
+@pytest.mark.case(16)
 def test_a_coordinator_that_is_silent_is_lost_too(make_client):
     """One that is there and says nothing is no different."""
     with Hub() as hub:

@@ -80,6 +80,7 @@ def test_nothing_is_sent_where_nobody_would_answer(act):
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(22)
 def test_a_stream_is_taken_in_order_and_once(scene):
     """Parts that come again are read, which takes their leases, and not delivered."""
     reply = scene.submit()
@@ -221,6 +222,7 @@ def test_parts_that_were_taken_are_not_taken_twice(scene):
     assert ending(reply) == [b"0", b"1", b"2"]
 
 
+@pytest.mark.case(22)
 def test_a_gap_is_asked_for_again(scene):
     """A part that comes before its turn means that one was lost on the way."""
     reply = scene.submit()

@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 
 import tensoryard as ty
+from tensoryard import faults
 from tensoryard.proto import OneShotContext
 
 
@@ -43,6 +45,29 @@ def require_read_only(shared: np.ndarray) -> None:
     raise AssertionError("a worker could make its caller's memory writable")
 
 
+class Echo(ty.Pipeline):
+    """Adds one to each array of numbers, whatever its size; a fault point is inside."""
+
+    max_batch_size = 4
+
+    def execute(self, inputs):
+        faults.reach("worker.inside") if faults.ARMED else None
+        return {rid: self._one(ctx) for rid, ctx in inputs.batch.items()}
+
+    def _one(self, ctx):
+        (source,) = ctx.arrays
+        out = ctx.allocate(source.shape, source.dtype)
+        np.add(source, 1, out=out)
+        return ty.EmbeddingsGenerationOutput(embeddings=out)
+
+    def release(self, request_id):
+        pass
+
+
+def echo():
+    return Echo()
+
+
 class Moody(ty.Pipeline):
     """Embeds texts as their length, and does what some of them say: raise, fail, sleep, die, answer nonsense."""
 
@@ -67,6 +92,11 @@ class Moody(ty.Pipeline):
                 return ty.EmbeddingsGenerationOutput(embeddings=np.array([object()]))
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "oom":  # oom:GROUP:FLAG takes more memory than that control group allows, if the flag is not there yet
+                spend_all_memory(*text.split(":")[1:])
+            case "fork":  # fork:PATH leaves a child that lives until a file is there, and says its number
+                child = fork(text.split(":", 1)[1])
+                return ty.EmbeddingsGenerationOutput(embeddings=np.full((1, 1), child, np.float64))
             case "until":  # until:PATH waits for a file, looking at `cancelled`
                 while not os.path.exists(text.split(":", 1)[1]) and not ctx.cancelled:
                     time.sleep(0.01)
@@ -74,6 +104,25 @@ class Moody(ty.Pipeline):
 
     def release(self, request_id):
         pass
+
+
+def spend_all_memory(group, flag):
+    if os.path.exists(flag):
+        return
+    Path(flag).touch()
+    Path(group, "cgroup.procs").write_text(str(os.getpid()))
+    hoard = [np.ones(1 << 20) for _ in range(1 << 8)]
+    raise AssertionError(f"{len(hoard)} blocks fit into the control group")
+
+
+def fork(path):
+    pid = os.fork()
+    if not pid:
+        os.setsid()  # out of reach of whoever ends its parent's group
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        os._exit(0)
+    return pid
 
 
 class Gate(ty.Pipeline):
@@ -143,6 +192,7 @@ class Drip(ty.Pipeline):
         self.held = set()
 
     def execute(self, inputs):
+        faults.reach("worker.inside") if faults.ARMED else None
         return {rid: self._one(rid, ctx) for rid, ctx in inputs.batch.items()}
 
     def _one(self, rid, ctx):

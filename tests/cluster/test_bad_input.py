@@ -49,6 +49,7 @@ def test_no_request(client: ty.Client) -> None:
         client.submit({"model": "moody"})
 
 
+@pytest.mark.case(30)
 @pytest.mark.parametrize(
     "array",
     [np.array([{"a": 1}], object), np.zeros(2, [("x", "f4")])],
@@ -81,6 +82,7 @@ def test_pipeline_that_raises_fails_its_batch(client: ty.Client) -> None:
     _good(client)
 
 
+@pytest.mark.case(19)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -157,6 +159,7 @@ def test_too_large_a_frame_ends_only_its_sender(client: ty.Client, stranger: _St
     _good(client)
 
 
+@pytest.mark.case(28)
 def test_wrong_protocol_version(client: ty.Client, stranger: _Stranger) -> None:
     """A peer of another version is refused with both versions named."""
     hello = wire.Hello(version=99, role="client", name="newer")
@@ -168,6 +171,7 @@ def test_wrong_protocol_version(client: ty.Client, stranger: _Stranger) -> None:
     _good(client)
 
 
+@pytest.mark.case(8)
 def test_a_forged_handle_fails_its_request_alone(client: ty.Client) -> None:
     """A handle that names no memory of ours fails the request that carries it, whatever it points at."""
     reply = client.submit(ty.PixelGenerationRequest(model="plus-one", images=[np.zeros((512, 512))]))

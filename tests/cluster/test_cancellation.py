@@ -155,6 +155,7 @@ def test_its_client_leaves(yard: ty.Yard, client: ty.Client, model: str, eventua
     assert_nothing_is_left(client, model, eventually)
 
 
+@pytest.mark.case(20)
 def test_cancel_races_completion(client: ty.Client, eventually: Callable[..., None]) -> None:
     """Each request ends once, answered or cancelled, and the memory of answers that came too late is used again."""
     replies = []
@@ -194,6 +195,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.case(5)
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_its_client_is_gone(
     yard: ty.Yard, client: ty.Client, signal_number: int, eventually: Callable[..., None]

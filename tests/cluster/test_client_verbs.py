@@ -76,6 +76,7 @@ def test_a_reply_may_be_waited_for_again(client: ty.Client, tmp_path: Path) -> N
     assert [output.embeddings.shape for output in reply] == [(1, 4)]
 
 
+@pytest.mark.case(21)
 def test_one_id_lives_once(client: ty.Client, shared_yard: ty.Yard, tmp_path: Path) -> None:
     """A live RequestID is refused, to the same client at once and to another by the coordinator; then it is free."""
     gate = tmp_path / "gate"

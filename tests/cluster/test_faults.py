@@ -57,6 +57,7 @@ def kill_one_worker_of_each_model(client: ty.Client) -> Counter[str]:
     return killed
 
 
+@pytest.mark.case(2)
 def test_1000_mixed_requests_survive_a_kill(eventually: Callable[..., None]) -> None:
     """1,000 mixed requests, a worker of each model killed in the middle: 1,000 right answers, each request once."""
     with ty.local(real_deployments(), runtime="process") as yard:
@@ -71,6 +72,7 @@ def test_1000_mixed_requests_survive_a_kill(eventually: Callable[..., None]) -> 
             eventually(lambda: all(model.is_ready for model in client.status().models), "the killed are replaced")
 
 
+@pytest.mark.case(2, 17)
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_a_lost_workers_request_runs_again(tmp_path: Path, signal_number: int, eventually: Callable[..., None]) -> None:
     """A request on a worker that dies or freezes is answered by another, and its story says so."""
@@ -87,6 +89,7 @@ def test_a_lost_workers_request_runs_again(tmp_path: Path, signal_number: int, e
         eventually(lambda: all(model.is_ready for model in client.status().models), "the lost worker is replaced")
 
 
+@pytest.mark.case(18)
 def test_a_poisonous_request_harms_no_other() -> None:
     """A request that kills its workers fails as PoisonRequest after three; its batch neighbours are answered."""
     with ty.local(small_deployments(replicas=2), runtime="process") as yard, yard.connect() as client:
@@ -124,6 +127,7 @@ def test_a_deadline_ends_a_request_that_runs(tmp_path: Path) -> None:
         assert (client.embed("four", model="moody") == 4).all()
 
 
+@pytest.mark.case(15)
 def test_a_killed_coordinator_is_replaced_and_every_request_answered(eventually: Callable[..., None]) -> None:
     """kill -9 of the coordinator under load: a new one takes its place, and each request is answered right, once."""
     settings = ty.Settings(heartbeat_s=0.2, liveness_s=2.0)
@@ -186,6 +190,7 @@ def read_line(process: subprocess.Popen[bytes]) -> str:
 RUNTIMES = ["process", pytest.param("ray", marks=pytest.mark.ray)]
 
 
+@pytest.mark.case(25)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_when_its_starter_is_killed_all_of_a_cluster_ends(
@@ -204,6 +209,7 @@ def test_when_its_starter_is_killed_all_of_a_cluster_ends(
     assert not [name for name in os.listdir("/dev/shm") if not name.startswith("sem.")]
 
 
+@pytest.mark.case(13)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_after_kill_9_of_everything_it_runs_again_at_once(
     driver: Callable[[str], tuple[subprocess.Popen[bytes], str]],
@@ -228,6 +234,7 @@ def test_after_kill_9_of_everything_it_runs_again_at_once(
         assert left == {connection.name for connection in connections()}, "files of dead clusters were not swept"
 
 
+@pytest.mark.case(17)
 def test_a_hung_worker_is_replaced(tmp_path: Path, eventually: Callable[..., None]) -> None:
     """A worker that computes and computes is killed at its limit; its request runs again, the next one is served."""
     deployment = ty.Deployment(

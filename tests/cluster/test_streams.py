@@ -57,6 +57,7 @@ def number(chunk: Any) -> int:
     return int(chunk.audio_data[0])
 
 
+@pytest.mark.case(27)
 def test_a_reader_that_does_not_keep_up_holds_up_nobody(client: ty.Client, eventually: Callable[..., None]) -> None:
     """Of three streams on two places, one not read and one read slowly, the third runs through; memory has a bound."""
     never, slow = speak(client, "drip"), speak(client, "drip")
@@ -77,6 +78,7 @@ def test_a_reader_that_does_not_keep_up_holds_up_nobody(client: ty.Client, event
     eventually(lambda: (ask(client, "held"), ask(client, "memory")) == (0, 0), "the worker keeps nothing of them")
 
 
+@pytest.mark.case(27)
 def test_a_paused_stream_expires(client: ty.Client, eventually: Callable[..., None]) -> None:
     """Its deadline runs on; what came before can be read, then comes the error."""
     reply = speak(client, "drip", deadline_s=1.0)

@@ -47,6 +47,7 @@ def test_a_slice_of_empty_travels_uncopied(client: ty.Client) -> None:
     assert (ledger.copies_in, ledger.shared_bytes_in) == (0, MIB)
 
 
+@pytest.mark.case(6)
 def test_answers_live_as_long_as_their_views(client: ty.Client) -> None:
     """An answer stays what it was while any view of it lives, whatever is computed after it."""
     kept = [_plus_one(client, np.full((256, 256, 3), n, np.uint8))[0][10:20] for n in range(40)]
@@ -56,6 +57,7 @@ def test_answers_live_as_long_as_their_views(client: ty.Client) -> None:
     assert all((view == n + 1).all() for n, view in enumerate(kept))
 
 
+@pytest.mark.case(6)
 def test_an_answer_outlives_its_client(shared_yard: ty.Yard) -> None:
     """A view is readable after the client that received it was closed."""
     with shared_yard.connect() as client:
@@ -70,6 +72,7 @@ def test_input_memory_comes_back(client: ty.Client) -> None:
     assert client._connection.pool.statistics().used_blocks == 0
 
 
+@pytest.mark.case(9)
 def test_output_memory_comes_back() -> None:
     """A worker with a small pool serves many times its size, because answers that were dropped are reused."""
     deployment = ty.Deployment(
@@ -86,6 +89,7 @@ def test_output_memory_comes_back() -> None:
             del reply
 
 
+@pytest.mark.case(30)
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">f4", "<f8", "<c8", "?", "<u8"])
 def test_dtypes_come_back_as_they_went(client: ty.Client, dtype: str) -> None:
     """Numeric arrays keep dtype and byte order, by handle and inline."""
@@ -96,6 +100,7 @@ def test_dtypes_come_back_as_they_went(client: ty.Client, dtype: str) -> None:
         assert np.array_equal(answer, (image + 1).astype(dtype))
 
 
+@pytest.mark.case(30)
 def test_non_contiguous_arrays_are_copied_once(client: ty.Client) -> None:
     """A strided view travels as what it shows."""
     image = np.arange(1024 * 1024, dtype=np.float32).reshape(1024, 1024)[::2, ::2]

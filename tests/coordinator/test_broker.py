@@ -440,6 +440,7 @@ def test_stories_are_told(scene):
     assert next(line.split(" ", 1)[1] for line in msgspec.msgpack.decode(body)) == "accepted"
 
 
+@pytest.mark.case(28)
 def test_w_35_only_a_worker_that_speaks_windows_is_told_what_was_read(scene):
     """The others get the request with its window, which they do not know, and nothing more."""
     scene.client(b"c")

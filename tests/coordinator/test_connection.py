@@ -246,6 +246,7 @@ def test_the_dead_default_does_not_confuse_the_hint(claim, name):
     assert sweep(runtime_dir()) == ["default"]
 
 
+@pytest.mark.case(13)
 @pytest.mark.process
 def test_the_next_coordinator_sweeps_up(claim, name):
     """What killed coordinators left is removed when another starts; the living keep theirs."""

@@ -219,6 +219,7 @@ def test_a_message_of_another_role_is_refused(make_peer, client, role, message):
     peer.settle()
 
 
+@pytest.mark.case(22)
 def test_whoever_has_not_said_hello_is_told_to(make_peer, worker):
     """SUBMIT before HELLO is not accepted but answered with REJOIN; after HELLO the same is taken."""
     peer = make_peer(hello=False)
@@ -497,6 +498,7 @@ def test_a_silent_client_is_gone(make_peer, eventually):
         client.take(wire.Rejoin)
 
 
+@pytest.mark.case(1)
 @pytest.mark.process
 def test_a_killed_process_is_seen_at_once(make_peer, client):
     """A worker whose process dies is gone by its pidfd, long before its silence would tell."""
@@ -1007,6 +1009,7 @@ def test_nothing_is_left_open(eventually):
         watching.assert_nothing_new()
 
 
+@pytest.mark.case(16)
 @pytest.mark.process
 def test_one_that_was_stopped_for_long_loses_nobody():
     """SIGSTOP for longer than `liveness_s`, then SIGCONT: peers that kept beating are still known."""

@@ -356,6 +356,7 @@ def test_bodies_have_a_bound():
     assert yard.router.kept_bytes == 10
 
 
+@pytest.mark.case(21)
 def test_the_same_request_again_changes_nothing(yard):
     """A request sent again by its client is the same request, queued or running, and its body is kept."""
     yard.expect("m")
@@ -370,6 +371,7 @@ def test_the_same_request_again_changes_nothing(yard):
     assert yard.forgotten("r") == 1
 
 
+@pytest.mark.case(21)
 def test_a_strangers_duplicate_is_refused(yard):
     """Another client's request under a live RequestID is refused, and the first one is not touched."""
     yard.start("w")
@@ -700,6 +702,7 @@ def test_a_running_request_is_cancelled(yard):
     assert not yard.of(ev.SendOutput)
 
 
+@pytest.mark.case(20)
 def test_a_cancel_that_comes_late_is_ignored(yard):
     """After the answer there is nothing to cancel, and nothing is said twice."""
     yard.start("w")
@@ -801,6 +804,7 @@ def test_work_brought_along_hears_what_was_read_meanwhile(yard):
 # -- workers lost ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(2)
 def test_a_lost_workers_request_runs_on_another(yard):
     """It is sent again under a higher attempt number, and its client sees one answer."""
     yard.start("w", "v")
@@ -839,6 +843,7 @@ def test_answers_of_old_attempts_go_to_nobody(yard):
     assert yard.ends("r") == ["done"]
 
 
+@pytest.mark.case(22)
 def test_parts_are_not_delivered_twice(yard):
     """A retry starts from its first part; those the client has already are discarded."""
     yard.start("w", "v")
@@ -913,6 +918,7 @@ def test_a_cancelled_request_is_not_retried(yard):
     assert yard.is_empty()
 
 
+@pytest.mark.case(1)
 def test_the_loss_of_an_idle_worker_harms_nobody(yard):
     """Its fleet is told, and requests go to the others."""
     yard.start("w", "v")
@@ -931,6 +937,7 @@ def test_a_worker_lost_while_starting_is_only_told(yard):
 # -- poison ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(18)
 def test_a_request_that_kills_its_workers_is_poison(yard):
     """After three lost workers it fails, names the deployment, and kills no fourth."""
     yard.start("w1", "w2", "w3", "w4")
@@ -948,6 +955,7 @@ def test_a_request_that_kills_its_workers_is_poison(yard):
     assert [effect.attempt for effect in yard.of(ev.SendRequest)] == [1, 2, 3]
 
 
+@pytest.mark.case(18)
 def test_an_innocent_request_of_the_same_batch_survives(yard):
     """Requests lost together share a worker once more and then run alone: only the poisonous one is taken for it."""
     yard.expect("m")
@@ -1206,6 +1214,7 @@ def test_a_cancelled_request_still_counts_as_work(yard):
     assert kinds(yard.tick(10.0)) == ["NotifyFleet"]
 
 
+@pytest.mark.case(17)
 def test_each_worker_has_its_own_limit(yard):
     """Long work with a long limit is not taken for hung beside short work."""
     yard.start("slow", hang_limit_s=1000.0)
@@ -1252,6 +1261,7 @@ def test_a_hung_worker_that_comes_round_is_a_stranger(yard):
 # -- adoption ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(15)
 def test_a_new_coordinator_adopts_running_work(yard):
     """A request that its client sends again and a worker still runs is not run twice."""
     yard.start("w", credits=2, running=(("r", 3),))

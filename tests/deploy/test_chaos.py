@@ -59,7 +59,7 @@ def test_faults_are_chosen_by_name():
 def test_what_is_impossible_is_left_out_or_refused():
     """Of all faults it is left out; named by itself, the error says why and what helps."""
     theirs = names(chosen_faults("all", own=False, restarts=False))
-    assert not {"poison", "coordinator-kill", "coordinator-freeze"} & set(theirs)
+    assert not {"hang", "poison", "coordinator-kill", "coordinator-freeze"} & set(theirs)
     assert "coordinator-kill" in names(chosen_faults("all", own=False, restarts=True))
     with pytest.raises(ConfigError, match="only on an embedded cluster"):
         chosen_faults("poison", own=False, restarts=True)
@@ -274,7 +274,7 @@ def test_an_answer_whose_memory_was_lost_is_no_answer_yet(hub, eventually):
 # -- an embedded cluster ----------------------------------------------------------------------------------------------
 
 #: All but what makes clients join anew.
-CALM_FAULTS = "worker,client-kill,corrupt,slow-reader,full-pool,poison"
+CALM_FAULTS = "worker,client-kill,corrupt,slow-reader,full-pool,hang,poison"
 
 
 @pytest.mark.timeout(300)

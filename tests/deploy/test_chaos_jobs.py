@@ -12,14 +12,15 @@ import pytest
 from tensoryard.deploy import chaos_pipelines as ours
 from tensoryard.deploy.answers import array_of, difference, is_like
 from tensoryard.deploy.chaos_jobs import (
+    DEADLY,
     LARGE,
     SMALL,
     Blob,
     Example,
     OwnJobs,
     TheirJobs,
+    deadly,
     learn,
-    poison,
     read_examples,
     write_examples,
 )
@@ -98,10 +99,11 @@ def test_arrays_travel_both_ways():
     assert np.prod(SMALL) < 64 << 10 < np.prod(LARGE)
 
 
-def test_nothing_answers_poison():
+@pytest.mark.parametrize("kind", DEADLY)
+def test_nothing_answers_what_is_deadly(kind):
     """Whatever comes is wrong; only its worker's death is right."""
-    job = poison(RequestID("r"))
-    assert job.manner == "poison"
+    job = deadly(kind, RequestID("r"))
+    assert (job.kind, job.manner) == (kind, "poison")
     assert job.problem(answer(job.request)) != ""
 
 

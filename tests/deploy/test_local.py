@@ -60,6 +60,7 @@ def serves(other_than: int) -> bool:
         return False
 
 
+@pytest.mark.case(15)
 @pytest.mark.parametrize(
     "trouble",
     [

@@ -64,6 +64,7 @@ def test_one_that_lives_is_left_alone(path):
     fresh.unlink()
 
 
+@pytest.mark.case(23)
 def test_one_that_is_dead_is_replaced(path):
     """The files of processes that were killed, while they listened or before, are no hindrance."""
     for name in (path, path.with_name(f"{path.name}~")):

@@ -78,6 +78,7 @@ def test_other_hosts_are_kept_out(link, address):
     before.assert_nothing_new()
 
 
+@pytest.mark.case(23)
 def test_a_taken_port_is_named(link):
     """A hub that cannot listen says where and why, and leaves nothing open."""
     with socket.socket() as taken:

@@ -206,6 +206,7 @@ def numpy_arrays():
     )
 
 
+@pytest.mark.case(30)
 @settings(deadline=None, max_examples=150)
 @given(array=numpy_arrays(), way=st.sampled_from(WAYS), threshold=st.integers(0, 64), order=st.sampled_from("CFT"))
 def test_any_array_travels(pool, reader, array, way, threshold, order):
@@ -269,6 +270,7 @@ except DecodeError as error:
     assert "'bfloat16' is no dtype that may travel" in done.stdout
 
 
+@pytest.mark.case(30)
 @pytest.mark.skipif(not HAS_ML_DTYPES, reason="ml_dtypes is not installed")
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
 def test_low_precision_floats_travel(travel, name):
@@ -336,6 +338,7 @@ def test_the_threshold_counts(pool, reader, way, code, frames):
     encoded.release()
 
 
+@pytest.mark.case(30)
 def test_0_d_and_empty_arrays_stay_inside(travel):
     """Arrays without a dimension or without a byte are inline, however small the threshold."""
     travel.threshold = 0

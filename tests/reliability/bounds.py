@@ -446,6 +446,7 @@ FIXED = {
     "coordinator/router.py:Router._handlers",
     "workers/engine.py:Executed.batch",
     "workers/engine.py:Executed.results",
+    "workers/launchers.py:ProcessLauncher._environment",
 }
 
 PAGE = """# What can grow, and its bound

@@ -59,3 +59,19 @@ def _is_container(node: ast.expr | None) -> bool:
         return True
     text = ast.unparse(node) if node is not None else ""
     return text.split("[")[0].split("(")[0].rpartition(".")[2] in CONTAINERS
+
+
+def cases() -> dict[int, list[str]]:
+    """The tests that carry `pytest.mark.case`, by its numbers, as "file::name"."""
+    found: dict[int, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for number in _case_numbers(node) if isinstance(node, ast.FunctionDef) else ():
+                found.setdefault(number, []).append(f"{path.relative_to(ROOT)}::{node.name}")
+    return found
+
+
+def _case_numbers(test: ast.FunctionDef) -> Iterator[int]:
+    for mark in test.decorator_list:
+        if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.case":
+            yield from (ast.literal_eval(argument) for argument in mark.args)

@@ -46,6 +46,7 @@ def fields(**changed):
     return {"name": NAME, "shape": (2, 3), "dtype": "<f4", "offset": 64, "generation": 5, "host": "h", **changed}
 
 
+@pytest.mark.case(8)
 @given(names, shapes, dtypes, counts, counts, st.one_of(st.just("h"), st.text(max_size=300), junk))
 @example(NAME, (0, 1 << 62), "<f4", 0, 1, "h")
 @example(NAME, (0, 1 << 61, 1 << 61), "|u1", 0, 1, "h")

@@ -182,6 +182,7 @@ def test_without_madvise_pages_are_touched_one_by_one(monkeypatch):
     assert not mapping.bytes_at(0, SIZE).any()
 
 
+@pytest.mark.case(10)
 def test_a_machine_without_memory_is_an_error_before_any_is_taken(monkeypatch):
     """When the machine has too little left, PoolExhausted says how much was wanted and how much there is."""
     monkeypatch.setattr(os_memory, "available_memory_bytes", lambda: SIZE)
@@ -205,17 +206,19 @@ def test_a_failed_mapping_leaves_no_descriptor(monkeypatch):
     before.assert_nothing_new()
 
 
-def test_the_control_groups_limit_counts(monkeypatch, tmp_path):
+@pytest.mark.case(10)
+@pytest.mark.parametrize("files", os_memory._GROUP_FILES, ids=["version 2", "version 1"])
+def test_the_control_groups_limit_counts(monkeypatch, tmp_path, files):
     """In a limited control group, what is left is the limit less what is used, and the cache of files is not used."""
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text(
-        "anon 5\nfile 700000\ninactive_anon 9\ninactive_file 300000\nactive_file 50000\n"
-    )
+    limit, used, kinds = files
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000000\n")
+    (tmp_path / used).write_text("900000\n")
+    (tmp_path / kinds).write_text("anon 5\nfile 700000\ninactive_anon 9\ninactive_file 300000\nactive_file 50000\n")
     monkeypatch.setattr(os_memory, "_CGROUP", tmp_path)
     assert os_memory.available_memory_bytes() == 450_000
     assert os_memory.total_memory_bytes() == 1_000_000
-    (tmp_path / "memory.current").write_text("9000000\n")
+    (tmp_path / used).write_text("9000000\n")
     assert os_memory.available_memory_bytes() == 0
 
 

@@ -422,6 +422,7 @@ def test_a_block_that_was_never_sent_can_be_claimed_too(pool, reader):
 # -- stale handles ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(7)
 def test_a_handle_of_reused_memory_is_stale(pool, reader):
     """After release and reuse the old handle is StaleHandle for open and claim, and the new one reads the new bytes."""
     old = pool.place(np.full(10, 1))
@@ -445,6 +446,7 @@ def test_a_generation_never_comes_back(pool):
 # -- the budget -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(9)
 def test_a_full_budget_is_an_error_that_says_all(make_pool):
     """Beyond the budget PoolExhausted names the request, the budget, the use and the setting."""
     pool = make_pool(budget_bytes=5 * MIB)
@@ -773,6 +775,7 @@ def test_nothing_leaks_over_many_lives(mapped, runtime_folder):
 # -- the end ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(6)
 def test_views_outlive_the_pool(pool, make_reader, mapped):
     """After `close` the owner's and a reader's views hold their bytes; the memory goes with the last of them."""
     before = mapped()
@@ -846,6 +849,7 @@ def test_two_pools_do_not_mix(make_pool, reader):
     assert (used(one), used(other)) == (0, 1)
 
 
+@pytest.mark.case(12)
 def test_nothing_ever_lies_in_dev_shm(pool, reader):
     """Nothing that owner or reader has open or mapped has a name in /dev/shm: it is all memfds."""
     loan = pool.place(np.ones(5 * MIB, "u1"))

@@ -81,6 +81,7 @@ def test_many_readers_of_one_block(pool, spawn):
     assert pool.statistics().used_blocks == 0
 
 
+@pytest.mark.case(4)
 def test_a_killed_readers_claims_end_at_once(pool, spawn, eventually):
     """After kill -9 of a reader its blocks are free, seen or not seen before; those of another reader stay."""
     killed, other = spawn(), spawn()
@@ -105,6 +106,7 @@ def test_a_killed_readers_claims_end_at_once(pool, spawn, eventually):
     eventually(lambda: pool.statistics().used_blocks == 0, "all is free")
 
 
+@pytest.mark.case(4)
 def test_a_waiter_gets_a_killed_readers_memory(make_pool, reading, in_thread, eventually):
     """Who waits for memory that a reader holds gets it when the reader is killed."""
     pool = make_pool(budget_bytes=2 * MIB)
@@ -254,6 +256,7 @@ def test_a_stopped_owner_keeps_what_is_mapped_readable(owning, handles, reader, 
     assert (waiting.result() == 7).all()
 
 
+@pytest.mark.case(7)
 def test_a_stale_handle_of_another_process(owning, handles, reader):
     """What its owner freed and used again is StaleHandle here, never the new bytes."""
     assert reader.claim(handles["small"]).tolist() == list(range(100))
@@ -328,6 +331,7 @@ def reap(child):
 """
 
 
+@pytest.mark.case(24)
 @pytest.mark.parametrize("end", ["os._exit", "sys.exit"])
 def test_a_forked_child_does_not_end_its_parents_leases(pool, reading, end):
     """When a child of a reader drops the views it was born with, and ends, its parent's claims stay."""
@@ -347,6 +351,7 @@ def test_a_forked_child_does_not_end_its_parents_leases(pool, reading, end):
     assert pool.statistics().used_blocks == len(others)
 
 
+@pytest.mark.case(24)
 def test_a_forked_child_does_not_keep_its_parents_leases(pool, reading, eventually):
     """When a reader is killed, its claims end though a child of it lives on; the child's views stay mapped."""
     loan = pool.place(np.arange(50))
@@ -471,6 +476,7 @@ os.write(fields[1], json.dumps(loan.handle.to_wire()).encode())
     assert owning.get("reap(child)") == 0
 
 
+@pytest.mark.case(24)
 def test_a_subprocess_inherits_no_descriptor(owning, handles, reader):
     """Every descriptor closes when a process starts another program."""
     reader.open(handles["small"])

@@ -190,6 +190,7 @@ def test_slots_come_back_when_the_owner_has_looked(small_tables, pool, reader, e
 # -- what is not believed ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(8)
 def test_forged_handles_read_nothing(pool, reader):
     """No change of a true handle's fields reads memory it should not: it is forged, stale or gone."""
     loan = pool.place(np.zeros(600, "u1"))

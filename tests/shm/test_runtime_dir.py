@@ -94,6 +94,7 @@ def test_what_is_no_folder_is_refused(chosen):
         runtime_dir()
 
 
+@pytest.mark.case(23)
 def test_a_path_too_long_for_sockets_is_refused(chosen):
     """A folder whose sockets would exceed 107 bytes is a ConfigError before it is made."""
     path = chosen("x" * 70)
@@ -124,6 +125,7 @@ def test_listening_where_one_cannot_is_an_error_that_leaves_nothing(folder):
     before.assert_nothing_new()
 
 
+@pytest.mark.case(13, 23)
 def test_dead_sockets_are_swept_and_live_ones_never(folder):
     """Sockets without a process are removed; live ones, and what is no pool's socket, stay, and are not disturbed."""
     listen(folder / "pool-dead.sock").close()

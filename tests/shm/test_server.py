@@ -128,6 +128,7 @@ def test_new_pools_do_not_disturb_old_ones(make_pool, connect, silent):
     assert next(old._server._keys) == 2
 
 
+@pytest.mark.case(4)
 def test_leases_end_with_the_connection(pool, connect, eventually):
     """When a connection ends, by close or with answers unread, its claims are over and its table is gone."""
     for unread in (False, True):

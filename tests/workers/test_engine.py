@@ -463,6 +463,7 @@ def test_between_first_and_last_a_ledger_is_news_only_of_shared_memory(pool):
 IMPATIENT = Settings(allocate_timeout_s=0.02)
 
 
+@pytest.mark.case(9)
 def test_with_a_full_pool_arrays_go_through_the_socket(pool):
     """Slower, not broken: out-of-band, in a copy of its own that the pipeline cannot spoil, and the ledger says so."""
     mine = np.full((MIB,), 3, np.uint8).view(np.float32)

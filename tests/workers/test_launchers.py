@@ -259,6 +259,7 @@ def test_workers_end_with_a_starter_that_is_killed(parent):
     until(gone(worker), "the worker is gone")
 
 
+@pytest.mark.case(24)
 def test_a_forked_child_neither_ends_workers_nor_keeps_them(parent):
     """It may close what it inherited: nothing happens. When its parent is killed the workers go, though it lives."""
     process, child, worker = parent("forks")

@@ -364,6 +364,7 @@ def test_a_refused_message_is_no_end(desk, hub):
     assert desk.link.exit_code == EXIT_DRAINED
 
 
+@pytest.mark.case(28)
 def test_a_new_coordinator_of_another_version_ends_the_worker(desk, hub):
     """Also after years of peace."""
     hub.send(refuse(errors.VersionMismatch, "speaks wire version 1"))
