@@ -1,7 +1,7 @@
 """Whose tokens the next step computes: continuous batching as a pure machine.
 
-`engine.py` tells it of requests and tokens and computes what it plans; `blocks.py` knows what room there is. Prompts and
-generated tokens are the same thing here: a request has tokens, of which the model has computed some.
+`engine.py` tells it of requests and tokens and computes what it plans; `blocks.py` knows what room there is. Prompts
+and generated tokens are the same thing here: a request has tokens, of which the model has computed some.
 
 A step computes at most `max_tokens`. Requests that only await their newest token go first, so that no stream stutters
 while a long prompt is read in; prompts share what is left, in chunks, in order of arrival. A request is let in when
@@ -43,11 +43,11 @@ class Sequence:
 
 
 class Work(NamedTuple):
-    """The tokens `[start, start + count)` of a request are to be computed; `last`: no token of it is left then."""
+    """The tokens `[start, start + size)` of a request are to be computed; `last`: no token of it is left then."""
 
     sequence: Sequence
     start: int
-    count: int
+    size: int
     last: bool
 
 
@@ -118,8 +118,8 @@ class Scheduler:
 
     def computed(self, plan: Plan) -> None:
         """The plan has been carried out."""
-        for sequence, start, count, _ in plan.works:
-            sequence.computed = start + count
+        for sequence, start, size, _ in plan.works:
+            sequence.computed = start + size
             if sequence.computed // self.blocks.block_size > start // self.blocks.block_size:
                 self.blocks.computed(sequence.key, sequence.tokens[: sequence.computed])
 
@@ -163,7 +163,7 @@ class Scheduler:
         planned = next((work for work in plan.works if work.sequence is sequence), None)
         if planned is not None:
             plan.works.remove(planned)
-            plan.tokens -= planned.count
+            plan.tokens -= planned.size
         self._stop(sequence)
         plan.preempted.append(sequence)
 

@@ -21,7 +21,7 @@ def make(blocks=16, size=4, **limits):
 
 
 def told(plan):
-    return [(work.sequence.key, work.start, work.count, work.last) for work in plan.works]
+    return [(work.sequence.key, work.start, work.size, work.last) for work in plan.works]
 
 
 def step(scheduler, still=()):
@@ -100,7 +100,7 @@ def test_a_cached_prompt_is_not_computed_again():
 def test_what_can_never_fit_is_refused():
     """At once, and by name; up to the cache's size is fine."""
     scheduler = make(blocks=4)
-    with pytest.raises(InvalidRequest, match="17 tokens do not fit.*holds 16"):
+    with pytest.raises(InvalidRequest, match=r"17 tokens do not fit.*holds 16"):
         scheduler.add("a", ids(3), most=17)
     scheduler.add("a", ids(3), most=16)
     assert len(scheduler) == 1
@@ -150,7 +150,7 @@ class Scheduling(RuleBasedStateMachine):
         self.carry_out(self.scheduler.plan(still), still)
 
     def carry_out(self, plan, still):
-        assert sum(work.count for work in plan.works) == plan.tokens <= 7
+        assert sum(work.size for work in plan.works) == plan.tokens <= 7
         assert not {work.sequence.key for work in plan.works} & still
         for sequence, start, count, last in plan.works:
             assert sequence.running
