@@ -1,0 +1,1 @@
+"""Text generation: models, what chooses their tokens, and the loop that joins them."""
