@@ -114,6 +114,6 @@ def _refuse_strangers(fields: dict[str, Any], path: Path) -> None:
             continue
         if value not in _NEUTRAL.get(key, ()):
             raise ConfigError(
-                f"{path}: `{key}` ({value!r:.60}) is not supported; supported are {', '.join(_SAMPLING)}, eos_token_id and "
-                "max_length. If it may be passed by, name it in the option `ignore_config_keys`",
+                f"{path}: `{key}` ({value!r:.60}) is not supported; supported are {', '.join(_SAMPLING)}, eos_token_id "
+                "and max_length. If it may be passed by, name it in the option `ignore_config_keys`",
             )

@@ -6,7 +6,7 @@ Reads `tokenizer.json` with the `tokenizers` library, and the template (Jinja, i
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -148,7 +148,7 @@ def _raise(message: str) -> None:
 
 
 def _now(form: str) -> str:
-    return datetime.datetime.now(tz=datetime.UTC).strftime(form)
+    return dt.datetime.now(tz=dt.UTC).strftime(form)
 
 
 def _library(name: str) -> Any:
