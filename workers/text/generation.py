@@ -96,7 +96,7 @@ class GenerationDefaults:
         ends = {*_ids(fields.get("eos_token_id")), *_ids(read_json(folder / "config.json").get("eos_token_id"))}
         said = {key: fields.get(key) for key in _SAMPLING}
         try:
-            sampling = SamplingParamsGenerationConfigDefaults(**said, eos_token_id=sorted(ends) or None)
+            sampling = SamplingParamsGenerationConfigDefaults(**said, eos_token_id=list(ends) or None)
         except InvalidRequest as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls(sampling, frozenset(ends), fields.get("max_length"))
