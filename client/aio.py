@@ -21,11 +21,13 @@ from ..proto.embeddings import EmbeddingsRequest, input_kind
 from ..proto.generation import GenerationOutput
 from ..proto.request import RequestID
 from ..proto.status import ClusterStatus
+from ..proto.text_output import TextGenerationOutput
 from ..settings import Settings
 from .client import Client, connect, pixel_request
 from .ledger import CopyLedger
 from .reply import Reply
 from .retry import Retry
+from .text import text_request
 
 
 async def connect_async(
@@ -178,6 +180,20 @@ class AsyncClient:
         request = AudioGenerationRequest(model=model, input=text, **fields)
         output: AudioGenerationOutput = await (await self.submit(request)).result()
         return output
+
+    async def generate(self, source: Any, *, model: str, **sampling: Any) -> TextGenerationOutput:
+        """See `Client.generate`."""
+        output: TextGenerationOutput = await (await self.submit(text_request(source, model, sampling))).result()
+        return output
+
+    async def stream(self, source: Any, *, model: str, **sampling: Any) -> AsyncIterator[TextGenerationOutput]:
+        """See `Client.stream`; `async for output in client.stream(…)`. The request is sent with the first step."""
+        reply = await self.submit(text_request(source, model, sampling))
+        try:
+            async for output in reply:
+                yield output
+        finally:
+            reply.cancel()
 
     async def empty(self, shape: tuple[int, ...] | int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """See `Client.empty`."""

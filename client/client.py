@@ -23,10 +23,12 @@ from ..proto.generation import GenerationOutput
 from ..proto.pixels import PixelGenerationRequest
 from ..proto.request import RequestID
 from ..proto.status import ClusterStatus
+from ..proto.text_output import TextGenerationOutput
 from ..settings import Settings, from_environment
 from .connection import Connection
 from .reply import Reply
 from .retry import Retry
+from .text import text_request
 
 #: A map of a list sends this part of what may be under way at once.
 _GROUPS = 8
@@ -147,6 +149,18 @@ class Client:
         output: AudioGenerationOutput = self.submit(AudioGenerationRequest(model=model, input=text, **fields)).result()
         return output
 
+    def generate(self, source: Any, *, model: str, **sampling: Any) -> TextGenerationOutput:
+        """Text for a prompt (a text or token ids) or for messages, whole.
+
+        `sampling`: fields of SamplingParams, and of TextGenerationRequest (`tools`, `logprobs`, `cache_salt`, …).
+        """
+        output: TextGenerationOutput = self.submit(text_request(source, model, sampling)).result()
+        return output
+
+    def stream(self, source: Any, *, model: str, **sampling: Any) -> Iterator[TextGenerationOutput]:
+        """See `generate`: piece by piece, as the tokens come. Left early, the request is cancelled."""
+        return _until_left(self.submit(text_request(source, model, sampling)))
+
     def empty(self, shape: tuple[int, ...] | int, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
         """A writable array in shared memory: fill it, submit it, and no copy is made.
 
@@ -192,6 +206,14 @@ def _first(under_way: deque[Reply]) -> Any:
     result = under_way[0].result()
     under_way.popleft()
     return result
+
+
+def _until_left(reply: Reply) -> Iterator[TextGenerationOutput]:
+    """The outputs of a reply, which is cancelled when nobody goes on asking for them."""
+    try:
+        yield from reply
+    finally:
+        reply.cancel()
 
 
 def _embedding(item: Any, model: str, options: dict[str, Any]) -> EmbeddingsRequest:

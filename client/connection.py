@@ -23,7 +23,7 @@ from ..links import Frames, Session
 from ..links.calibration import thresholds_of
 from ..proto import wire
 from ..proto.codec import Encoded, decode_body, encode_body
-from ..proto.outputs import task_of, task_types
+from ..proto.outputs import model_of, task_of, task_types
 from ..proto.request import RequestID
 from ..settings import Settings
 from ..shm import Loan, Pool, Reader, host_name
@@ -341,7 +341,7 @@ def _submit_message(wish: Wish, shared_bytes: int, settings: Settings) -> wire.S
     return wire.Submit(
         request_id=str(wish.request.request_id),
         task=wish.task.value,
-        model=wish.request.model,
+        model=model_of(wish.request),
         priority=wish.priority,
         deadline_s=wish.left_s(),
         host=host_name() if shared_bytes else "",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import Overloaded
+from ..proto.outputs import model_of
 from ..proto.pipeline import PipelineTask
 from .conversation import Conversation
 from .retry import Retry
@@ -35,7 +36,7 @@ class Wish:
     def wait_s(self, conversation: Conversation, at: float) -> float:
         """How long to hold it back; 0 when it can be dealt with now: sent, or answered with its `refusal`."""
         self.held_back_s = at - self.began if self.refusals else 0.0
-        self.refusal = conversation.overload(self.request.model, at)
+        self.refusal = conversation.overload(model_of(self.request), at)
         if self.refusal is None or self.retry is None:
             return 0.0
         self.refusals += 1

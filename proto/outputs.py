@@ -18,6 +18,7 @@ from .generation import GenerationOutput
 from .pipeline import PipelineInputs, PipelineTask
 from .pixels import PixelGenerationInputs, PixelGenerationRequest
 from .request import RequestID
+from .text_batch import TextGenerationInputs
 from .text_output import TextGenerationOutput
 from .text_request import TextGenerationRequest
 
@@ -40,6 +41,7 @@ _TYPES: dict[PipelineTask, TaskTypes] = {
 
 #: The tasks that workers run, and how the batch of each is made.
 _BATCHES: dict[PipelineTask, Callable[[dict[RequestID, Any]], PipelineInputs]] = {
+    PipelineTask.TEXT_GENERATION: lambda batch: TextGenerationInputs(batches=[list(batch.values())]),
     PipelineTask.EMBEDDINGS_GENERATION: lambda batch: EmbeddingsGenerationInputs(batches=[batch]),
     PipelineTask.PIXEL_GENERATION: lambda batch: PixelGenerationInputs(batch=batch),
     PipelineTask.AUDIO_GENERATION: lambda batch: AudioGenerationInputs(batch=batch),
@@ -67,6 +69,12 @@ def task_of(request: object) -> PipelineTask:
             return task
     allowed = ", ".join(_TYPES[task].request.__name__ for task in _BATCHES)
     raise ValueError(f"a {type(request).__name__} is no request; send one of {allowed}")
+
+
+def model_of(request: Any) -> str:
+    """The model that a request asks for."""
+    model: str = request.model_name if isinstance(request, TextGenerationRequest) else request.model
+    return model
 
 
 def batch_inputs(task: PipelineTask, batch: dict[RequestID, Any]) -> PipelineInputs:

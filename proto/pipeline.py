@@ -74,10 +74,13 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
     A class of your own may set `max_batch_size` as a plain attribute. `options_type`, when set to a msgspec.Struct
     type, makes the worker read each request's `options` into it, so that a wrong key is an error naming the key.
     `tokenize`, when it is a method, makes a context's `tokens` of its text: token ids, special ones included.
+    `new_context`, which text pipelines have, makes the context of a request. It is called as requests arrive, in
+    another thread than `execute`; what it raises is that request's answer.
     """
 
     options_type: type[Any] | None = None
     tokenize: Callable[[str], Sequence[int]] | None = None
+    new_context: Callable[[Any], Any] | None = None
 
     @property
     def max_batch_size(self) -> int:
@@ -91,7 +94,8 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
         An output whose `is_done` is False is streamed to the caller, and the request is in the next step's batch again,
         unless its caller does not keep up with reading: then it stays out until he does, and others take its place.
         So more requests than `max_batch_size` may have begun and not been released (`max_ongoing_requests` bounds it).
-        Raising fails every request of the batch; an Exception as a value fails that request alone.
+        Raising fails every request of the batch; an Exception as a value fails that request alone. A text pipeline may
+        leave requests out of its answer: they got nothing in this step, and are in the next one's batch again.
         """
 
     @abstractmethod

@@ -22,7 +22,8 @@ class TextGenerationOutput(msgspec.Struct, kw_only=True, array_like=True):
 
     `tokens` may be empty. `log_probabilities`: one entry per commit that has them. `num_cached_tokens`: prompt tokens
     found in the prefix cache. `ttft_join_hops_ms`: diagnostics of the first chunk, in ms. `label_log_probabilities`:
-    the result of label scoring. Travels as an array, without field names.
+    the result of label scoring. `text`: what these tokens add to the answer as its reader sees it, where the request
+    wants it (`detokenize`); pieces joined are the whole text. Travels as an array, without field names.
     """
 
     request_id: RequestID
@@ -32,6 +33,7 @@ class TextGenerationOutput(msgspec.Struct, kw_only=True, array_like=True):
     num_cached_tokens: int | None = None
     ttft_join_hops_ms: dict[str, float] | None = None
     label_log_probabilities: list[float] | None = None
+    text: str | None = None
 
     @property
     def is_done(self) -> bool:
@@ -42,9 +44,9 @@ class TextGenerationOutput(msgspec.Struct, kw_only=True, array_like=True):
     def merge(cls, outputs: list[TextGenerationOutput]) -> Self:
         """One output for several chunks of one request, in order; always a new object.
 
-        Tokens and log probabilities are joined, the status is the last one's, label scores are the first there are,
-        the rest is the first one's. A chunk without tokens needs no log probabilities. ValueError for no chunk, chunks
-        of different requests, or tokens of which only some have log probabilities.
+        Tokens, texts and log probabilities are joined, the status is the last one's, label scores are the first there
+        are, the rest is the first one's. A chunk without tokens needs no log probabilities. ValueError for no chunk,
+        chunks of different requests, or tokens of which only some have log probabilities.
         """
         if not outputs:
             raise ValueError("merge() needs at least one output")
@@ -62,7 +64,13 @@ class TextGenerationOutput(msgspec.Struct, kw_only=True, array_like=True):
             num_cached_tokens=first.num_cached_tokens,
             ttft_join_hops_ms=first.ttft_join_hops_ms,
             label_log_probabilities=next((score for score in scores if score is not None), None),
+            text=_join_text(outputs),
         )
+
+
+def _join_text(outputs: Sequence[TextGenerationOutput]) -> str | None:
+    pieces = [output.text for output in outputs if output.text is not None]
+    return "".join(pieces) if pieces else None
 
 
 def _join_log_probabilities(outputs: Sequence[TextGenerationOutput]) -> list[LogProbabilities] | None:

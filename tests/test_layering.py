@@ -166,6 +166,7 @@ PURE = [
     "links/presence",
     *(f"client/{name}" for name in ("conversation", "reading", "gate", "retry", "wish")),
     *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "window", "fleet")),
+    *(f"workers/text/{name}" for name in ("blocks", "scheduler")),
 ]
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from ..errors import DeadlineExpired
 from ..proto.context import GenerationStatus
 from ..proto.one_shot import OneShotContext
+from ..proto.text_context import TextContext
 from .window import Window
 
 
@@ -23,7 +24,7 @@ class Work:
 
     request_id: str
     attempt: int
-    context: OneShotContext
+    context: OneShotContext | TextContext
     #: Monotonic seconds.
     arrived: float
     #: As in REQUEST; 0: not known.

@@ -24,6 +24,8 @@ from ..proto.codec import decode_body
 from ..proto.one_shot import OneShotContext, new_context
 from ..proto.outputs import task_types
 from ..proto.pipeline import Pipeline, PipelineTask
+from ..proto.text_context import TextContext
+from ..proto.text_request import TextGenerationRequest
 from ..settings import Settings
 from ..shm import Pool, Reader, SharedMemoryArray
 from .batcher import Work
@@ -105,6 +107,8 @@ class Intake:
             if not isinstance(kind, type) or not issubclass(kind, msgspec.Struct):
                 raise errors.ConfigError(f"the pipeline's options_type must be a msgspec.Struct type, not {kind!r:.60}")
             self._option_names = frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+        if task is PipelineTask.TEXT_GENERATION and pipeline.new_context is None:
+            raise errors.ConfigError(f"a pipeline of task {task.value!r} makes contexts by its method `new_context`")
         self._pipeline = pipeline
         self._task = task
 
@@ -184,7 +188,9 @@ class Intake:
         work.request_socket_bytes = len(wire.encode(message)) + wire.size_of(body)
         return work
 
-    def _context(self, request: Any) -> OneShotContext:
+    def _context(self, request: Any) -> OneShotContext | TextContext:
+        if isinstance(request, TextGenerationRequest):
+            return self._text_context(request)
         allocate = functools.partial(
             self._pool.empty,
             timeout_s=self._settings.allocate_timeout_s,
@@ -192,6 +198,14 @@ class Intake:
         )
         tokenize = self._pipeline.tokenize if self._pipeline is not None else None
         return new_context(request, options=self._options(request.options), allocate=allocate, tokenize=tokenize)
+
+    def _text_context(self, request: TextGenerationRequest) -> TextContext:
+        assert self._pipeline is not None, "requests come after READY"
+        assert self._pipeline.new_context is not None, "which `begin` has seen to"
+        context = self._pipeline.new_context(request)
+        if not isinstance(context, TextContext):
+            raise errors.PipelineError(f"`new_context` made a {type(context).__name__}, not a TextContext")
+        return context
 
     def _options(self, options: dict[str, Any]) -> Any:
         """The request's options in the pipeline's own type, where it has one; a wrong key or value is named."""

@@ -209,6 +209,10 @@ contract(
         "lets the worker give contexts the tokens of their texts",
         "data tokenize: Callable[[str], Sequence[int]] | None",
     ),
+    Differs(
+        "text pipelines make contexts inside the worker, where the tokenizer is",
+        "data new_context: Callable[[Any], Any] | None",
+    ),
 )
 contract(
     BASE,
@@ -498,6 +502,7 @@ contract(
         """,
     ),
     Differs("`merge` compares ids, takes a last chunk without log probabilities, and always makes a new object"),
+    Differs("the worker makes the text, since a client has no tokenizer", "field text: str | None = None"),
 )
 contract(
     TEXT,

@@ -21,8 +21,11 @@ from tensoryard.proto.pipeline import PipelineInputs, PipelineTask
 from tensoryard.proto.pixels import PixelGenerationInputs, PixelGenerationRequest
 from tensoryard.proto.request import Request, RequestID
 from tensoryard.proto.scheduler_result import SchedulerResult
+from tensoryard.proto.text_batch import TextGenerationInputs
+from tensoryard.proto.text_context import TextContext
 from tensoryard.proto.text_output import TextGenerationOutput
 from tensoryard.proto.text_request import TextGenerationRequest
+from tensoryard.proto.tokens import TokenBuffer
 
 ONE_SHOT = [
     (
@@ -108,12 +111,15 @@ def test_tasks_that_are_not_served(task):
         batch_inputs(task, {})
 
 
-def test_text_has_types_and_is_not_served():
-    """Its messages can be read; a request for it is refused before it is sent, and no deployment may name it."""
+def test_text_is_served():
+    """Its requests are known by their type, and its batch is a list of contexts for the one replica there is."""
     assert task_types(PipelineTask.TEXT_GENERATION) == (TextGenerationRequest, TextGenerationOutput)
-    assert served_tasks() == ["audio_generation", "embeddings_generation", "pixel_generation"]
-    with pytest.raises(ValueError, match=r"'text_generation' is not served.*pixel_generation"):
-        task_of(TextGenerationRequest(model_name="m", prompt="a"))
+    assert served_tasks() == ["audio_generation", "embeddings_generation", "pixel_generation", "text_generation"]
+    assert task_of(TextGenerationRequest(model_name="m", prompt="a")) is PipelineTask.TEXT_GENERATION
+    context = TextContext(tokens=TokenBuffer(np.array([1, 2])), max_length=5)
+    inputs = batch_inputs(PipelineTask.TEXT_GENERATION, {context.request_id: context})
+    assert isinstance(inputs, TextGenerationInputs)
+    assert inputs.batches == [[context]]
 
 
 @pytest.mark.parametrize("value", ["a text", None, {"model": "m"}, EmbeddingsRequest], ids=repr)

@@ -23,6 +23,9 @@ from tensoryard.proto import wire
 from tensoryard.proto.codec import encode_body
 from tensoryard.proto.one_shot import new_context
 from tensoryard.proto.pipeline import Pipeline
+from tensoryard.proto.text_batch import TextGenerationInputs
+from tensoryard.proto.text_context import TextContext
+from tensoryard.proto.tokens import TokenBuffer
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool
 from tensoryard.workers.answers import Answer
@@ -54,7 +57,19 @@ def audio_request(request_id: str) -> ty.AudioGenerationRequest:
     return ty.AudioGenerationRequest(request_id=ty.RequestID(request_id), model="m", input="say")
 
 
+def text_request(request_id: str) -> ty.TextGenerationRequest:
+    return ty.TextGenerationRequest(request_id=ty.RequestID(request_id), model_name="m", prompt=[1, 2])
+
+
+def text_context(request: ty.TextGenerationRequest) -> TextContext:
+    """As a pipeline's `new_context` makes it."""
+    tokens = TokenBuffer(np.array(request.prompt))
+    return TextContext(request_id=request.request_id, tokens=tokens, max_length=100)
+
+
 def work_of(request: Any, attempt: int = 1, *, arrived: float = 0.0, pool: Pool | None = None) -> Work:
+    if isinstance(request, ty.TextGenerationRequest):
+        return Work(str(request.request_id), attempt, text_context(request), arrived)
     allocate = pool.empty if pool is not None else np.empty
     context = new_context(request, options={}, allocate=allocate)
     return Work(str(request.request_id), attempt, context, arrived)
@@ -83,8 +98,10 @@ class Told(Pipeline[Any, Any]):
         self.released: list[str] = []
 
     def execute(self, inputs: Any) -> Any:
-        self.batches.append([str(request_id) for request_id in inputs.batch])
-        return self.act(inputs.batch)
+        texts = isinstance(inputs, TextGenerationInputs)
+        batch = {context.request_id: context for context in inputs.flat_batch} if texts else inputs.batch
+        self.batches.append([str(request_id) for request_id in batch])
+        return self.act(batch)
 
     def release(self, request_id: ty.RequestID) -> None:
         self.released.append(str(request_id))

@@ -23,7 +23,7 @@ from tensoryard.shm import Pool, Reader
 from tensoryard.workers.answers import MAX_TEXT_CHARS, describe
 from tensoryard.workers.window import Window
 
-from .support import AUDIO, Bench, audio, audio_request, embed_request, embedding, in_thread, until
+from .support import AUDIO, Bench, audio, audio_request, embed_request, embedding, in_thread, text_request, until
 
 MIB = 1 << 20
 ACTIVE, DONE = ty.GenerationStatus.ACTIVE, ty.GenerationStatus.END_OF_SEQUENCE
@@ -65,6 +65,42 @@ def test_a_batch_is_answered_in_one_step(pool):
         assert loans == []
     assert bench.pipeline.released == ["a", "b"]
     assert bench.inbox.held() == []
+
+
+def test_a_text_request_may_get_nothing_in_a_step(pool):
+    """One whose prompt is still read in has no answer, and is in the next batch again; nothing is sent for nobody."""
+    steps = iter([["a"], [], ["a", "b"], ["b"]])
+
+    def act(batch: dict[Any, Any]) -> dict[Any, Any]:
+        told = {}
+        for request_id in batch.keys() & set(map(ty.RequestID, next(steps))):
+            batch[request_id].update(len(told))
+            last = request_id == ty.RequestID("a") and len(batch[request_id].tokens.generated) == 2
+            batch[request_id].status = DONE if last or len(bench.pipeline.batches) == 4 else ACTIVE
+            told[request_id] = batch[request_id].to_generation_output()
+        return told
+
+    bench = Bench(act, pool, task=ty.PipelineTask.TEXT_GENERATION)
+    sent: list[list[str]] = []
+    bench.on_send = lambda answers: sent.append(sorted(output.request_id for output, _, _ in answers))
+    bench.put(text_request("a"), text_request("b"))
+    bench.run()
+    assert bench.pipeline.batches == [["a", "b"], ["a", "b"], ["a", "b"], ["b"]]
+    assert sent == [["a"], ["a", "b"], ["b"]]
+    assert [output.seq for output, _, _ in bench.answers if output.request_id == "a"] == [0, 1]
+    assert bench.pipeline.released == ["a", "b"]
+
+
+def test_a_cancelled_text_request_is_answered_though_it_got_nothing(pool):
+    """A waiting one too: its place is free with the next step."""
+    bench = Bench(lambda _: {}, pool, task=ty.PipelineTask.TEXT_GENERATION)
+    [work] = bench.put(text_request("a"))
+    bench.engine.answer(bench.engine.execute(bench.inbox.poll()[0]))
+    assert bench.answers == []
+    bench.inbox.cancel("a", work.attempt)
+    bench.run()
+    assert bench.errors()["a"][0] == errors.RequestCancelled.code
+    assert bench.pipeline.released == ["a"]
 
 
 @pytest.mark.parametrize("problem", [ValueError("bad one"), asyncio.CancelledError("bad one")])

@@ -28,9 +28,21 @@ from tensoryard.workers.conversation import Held, Key
 from tensoryard.workers.inbox import Inbox
 from tensoryard.workers.intake import Intake
 
-from .support import DEADLINE_S, EMBED, Told, body_of, dispatch, embed_request, in_thread, until
+from .support import (
+    DEADLINE_S,
+    EMBED,
+    Told,
+    body_of,
+    dispatch,
+    embed_request,
+    in_thread,
+    text_context,
+    text_request,
+    until,
+)
 
 LARGE = np.arange(50_000, dtype=np.float32)
+TEXT = ty.PipelineTask.TEXT_GENERATION
 
 
 class Desk:
@@ -124,6 +136,26 @@ def test_the_pipelines_tokenizer_makes_tokens(desk):
     contexts = {work.request_id: work.context for work in desk.batch().values()}
     assert contexts["b"].tokens.all.tolist() == [120, 121]
     assert not hasattr(contexts["a"], "tokens")
+
+
+def test_a_text_pipeline_makes_its_contexts(desk):
+    """Of each request as it comes; what it raises is that request's answer, and so is anything but a context."""
+    with pytest.raises(errors.ConfigError, match="new_context"):
+        desk.intake.begin(desk.pipeline, TEXT)
+
+    def new_context(request: ty.TextGenerationRequest) -> Any:
+        if str(request.request_id) == "bad":
+            raise errors.InvalidRequest("no room")
+        return text_context(request) if str(request.request_id) == "good" else "nothing"
+
+    desk.pipeline.new_context = new_context
+    desk.intake.begin(desk.pipeline, TEXT)
+    for request_id in ("bad", "worse", "good"):
+        desk.take(text_request(request_id))
+    [work] = desk.batch().values()
+    assert work.context.tokens.all.tolist() == [1, 2]
+    assert desk.rejected["bad", 1][1] == "no room"
+    assert desk.rejected["worse", 1][0] == errors.PipelineError.code
 
 
 def test_arrays_are_views_of_the_clients_memory(desk, client_pool):

@@ -1,0 +1,190 @@
+"""Text generation by decoders of the Llama family: the pipeline that serves `PipelineTask.TEXT_GENERATION`.
+
+Reads a model's folder, makes contexts of requests, and runs the loop of `..text.engine`; without a folder it serves the
+small model that comes with the package (`..text.small`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ...errors import ConfigError, InvalidRequest
+from ...proto.eos import EOSTracker
+from ...proto.pipeline import Pipeline
+from ...proto.request import RequestID
+from ...proto.text_batch import TextGenerationInputs
+from ...proto.text_context import TextContext
+from ...proto.text_output import TextGenerationOutput
+from ...proto.text_request import TextGenerationRequest
+from ...proto.tokens import TokenBuffer
+from ..device import Device, select_device
+from ..text.blocks import BlockManager
+from ..text.engine import TextEngine
+from ..text.generation import GenerationDefaults
+from ..text.models.cache import KVCache
+from ..text.models.decoder import Decoder
+from ..text.scheduler import Scheduler
+from ..text.tokenizer import TextTokenizer
+from ..text.vocabulary import Vocabulary
+from ._options import read_options, require_batch_size, require_within
+
+#: The model that comes with the package.
+SMALL_MODEL = Path(__file__).parents[1] / "text" / "small"
+
+
+class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a deployment may set."""
+
+    #: A folder as Hugging Face's libraries write it; None: the small model that comes with the package.
+    model_dir: str | None = None
+    #: Most requests that run at once; more wait.
+    max_batch_size: int = 64
+    #: Most tokens in one step, prompts and answers together: more fill a machine better, fewer keep streams smooth.
+    max_step_tokens: int = 512
+    #: Most tokens of one prompt in one step.
+    max_chunk_tokens: int = 256
+    #: Tokens in a block of the cache: what is shared between prompts are whole blocks.
+    block_size: int = 16
+    #: Memory for keys and values, in bytes; None: as much as `max_batch_size` requests of the longest kind need, but at
+    #: most 1 GiB.
+    cache_bytes: int | None = None
+    #: Whether prompts that begin alike share what has been computed of them.
+    prefix_cache: bool = True
+    #: Keys of the model's config files that are not known and may be passed by, since they change nothing.
+    ignore_config_keys: list[str] = []
+    #: "auto", "cpu" or "gpu".
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        require_batch_size(self.max_batch_size)
+        require_within("max_step_tokens", self.max_step_tokens, self.max_batch_size, 1 << 20)
+        require_within("max_chunk_tokens", self.max_chunk_tokens, 1, 1 << 20)
+        require_within("block_size", self.block_size, 8, 1024)
+        if self.block_size % 8:
+            raise ValueError(f"`block_size` must be a multiple of 8, not {self.block_size}")
+        require_within("cache_bytes", self.cache_bytes or 1, 1, 1 << 50)
+
+
+#: Most that the cache takes where nothing is said, in bytes.
+DEFAULT_CACHE_BYTES = 1 << 30
+
+
+class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
+    """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room."""
+
+    def __init__(self, folder: Path, device: Device, options: DeploymentOptions) -> None:
+        self._max_batch_size = options.max_batch_size
+        ignored = tuple(options.ignore_config_keys)
+        self.tokenizer = TextTokenizer(folder)
+        self.defaults = GenerationDefaults.read(folder, ignored=ignored)
+        self.decoder = Decoder.load(folder, device, ignored_keys=ignored)
+        config = self.decoder.config
+        if self.tokenizer.vocabulary > config.vocabulary:
+            raise ConfigError(
+                f"{folder}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {config.vocabulary}: "
+                "they do not belong together",
+            )
+        cache = KVCache(config, blocks=_blocks(options, self.decoder), block_size=options.block_size, device=device)
+        blocks = BlockManager(blocks=cache.blocks, block_size=cache.block_size, caching=options.prefix_cache)
+        self.scheduler = Scheduler(
+            blocks,
+            max_tokens=options.max_step_tokens,
+            max_chunk=options.max_chunk_tokens,
+            max_running=options.max_batch_size,
+        )
+        vocabulary = Vocabulary.from_tokenizer(self.tokenizer.backend)
+        self.engine = TextEngine(self.decoder, cache, self.scheduler, vocabulary)
+        #: Longest sequence, prompt and answer, in tokens.
+        self.max_length = min(config.positions, self.defaults.max_length or config.positions, self.scheduler.capacity)
+
+    @property
+    def max_batch_size(self) -> int:
+        """Most requests that run at once."""
+        return self._max_batch_size
+
+    def new_context(self, request: TextGenerationRequest) -> TextContext:
+        """The context of a request: its prompt in tokens, its limits and stop rules. Called as requests arrive.
+
+        InvalidRequest for what this model cannot do, or a prompt that leaves no room for an answer.
+        """
+        _refuse_unsupported(request)
+        params = request.sampling_params
+        tokens = np.array(self._tokens(request), np.int64)
+        room = self.max_length - len(tokens)
+        if room < 1:
+            raise InvalidRequest(
+                f"the prompt has {len(tokens)} tokens; the model takes {self.max_length}, and one at least is to come",
+            )
+        if params.max_new_tokens == 0:
+            raise InvalidRequest("`max_new_tokens` is 0: at least one token is generated")
+        wanted = room if params.max_new_tokens is None else params.max_new_tokens
+        return TextContext(
+            request_id=request.request_id,
+            model_name=request.model_name,
+            tokens=TokenBuffer(tokens),
+            max_length=len(tokens) + min(wanted, room),
+            eos_tracker=EOSTracker.from_sampling_params(params, model_eos_token_ids=self.defaults.eos_token_ids),
+            sampling_params=params,
+            log_probabilities=request.logprobs,
+            log_probabilities_echo=request.echo,
+            vocab_size=self.decoder.config.vocabulary,
+            cache_salt=request.cache_salt,
+        )
+
+    def _tokens(self, request: TextGenerationRequest) -> list[int]:
+        prompt = request.prompt
+        if request.messages:
+            text = self.tokenizer.render(request.messages, tools=request.tools, options=request.chat_template_options)
+            # A template writes the special tokens itself.
+            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+        elif isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt)
+        else:
+            tokens = list(prompt or ())
+        if not tokens:
+            raise InvalidRequest("the prompt has no tokens")
+        size = self.decoder.config.vocabulary
+        if max(tokens) >= size:
+            raise InvalidRequest(f"the prompt holds the token id {max(tokens)}; ids are 0 to {size - 1}")
+        return tokens
+
+    def execute(self, inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, Any]:
+        """One step; requests without a token in it are not in the answer."""
+        return dict(self.engine.step(inputs.flat_batch))
+
+    def release(self, request_id: RequestID) -> None:
+        """Free the request's blocks."""
+        self.engine.release(request_id)
+
+
+def create(**options: Any) -> Llama:
+    """The pipeline of a deployment; see `DeploymentOptions`.
+
+    Raises ConfigError for a wrong option, a model that is not supported, and where a library is missing.
+    """
+    chosen = read_options(DeploymentOptions, options, pipeline="llama")
+    folder = SMALL_MODEL if chosen.model_dir is None else Path(chosen.model_dir).expanduser()
+    return Llama(folder, select_device(chosen.device), chosen)
+
+
+def _blocks(options: DeploymentOptions, decoder: Decoder) -> int:
+    """Blocks that the cache has."""
+    config = decoder.config
+    size = KVCache.block_bytes(config, options.block_size)
+    longest = -(-config.positions // options.block_size)
+    if options.cache_bytes is None:
+        return max(min(options.max_batch_size * longest, DEFAULT_CACHE_BYTES // size), 1)
+    if options.cache_bytes < size:
+        raise ConfigError(f"`cache_bytes` is {options.cache_bytes}, and one block takes {size}")
+    return min(options.cache_bytes // size, options.max_batch_size * longest)
+
+
+def _refuse_unsupported(request: TextGenerationRequest) -> None:
+    if request.images or request.videos:
+        raise InvalidRequest("this model reads text only, no images or videos")
+    if request.response_format is not None:
+        raise InvalidRequest("this pipeline holds no answer to a `response_format`")

@@ -1,0 +1,128 @@
+"""One step's tokens, laid out for `decoder.py`: rows of all requests in one matrix, and who attends to what.
+
+The engine gives a `Span` per request, of one token (decoding) or of many (a prompt, a chunk of one, drafts to verify);
+all are computed in the same products. Only attention looks at requests apart, in groups of spans that are equally wide
+and similarly far along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+#: Blocks of padding that a group of spans may have, all together: about what the calls of one more group cost.
+WASTE_BLOCKS = 96
+
+
+class Span(NamedTuple):
+    """Adjacent tokens of one request: `tokens` (int64 `(n,)`) lie at positions `start`, `start + 1` and so on.
+
+    `table`: the numbers of the request's blocks, int64, at least as far as its last token here. `logits`: of so many of
+    the last tokens logits are wanted; none of a prompt's chunk that is not its last.
+    """
+
+    tokens: Ints
+    start: int
+    table: Ints
+    logits: int = 1
+
+
+class Group(NamedTuple):
+    """Spans of one width, in adjacent rows."""
+
+    #: Index of the first row, spans, and rows of each.
+    row: int
+    spans: int
+    width: int
+    #: Block numbers, `(spans, blocks)`; behind a span's own end any number that is valid.
+    tables: Ints
+    #: Position of each span's first token, `(spans,)`.
+    starts: Ints
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the group's tokens."""
+        return slice(self.row, self.row + self.spans * self.width)
+
+
+class Step(NamedTuple):
+    """The layout: `ids`, `positions` and `slots` (where keys and values go) are `(rows,)`."""
+
+    ids: Ints
+    positions: Ints
+    slots: Ints
+    groups: list[Group]
+    #: The rows whose logits are wanted, in the order of the spans given.
+    wanted: Ints
+
+
+def lay_out(spans: Sequence[Span], block_size: int) -> Step:
+    """The layout of spans, of which there is at least one and none is empty."""
+    widths = [len(span.tokens) for span in spans]
+    reach = [(span.start + width - 1) // block_size + 1 for span, width in zip(spans, widths, strict=True)]
+    order = sorted(range(len(spans)), key=lambda i: (widths[i], reach[i]))
+    first_rows = np.zeros(len(spans), np.int64)
+    groups, row = [], 0
+    for part in _parts(order, widths, reach):
+        group = _group([spans[i] for i in part], row, widths[part[0]], reach[part[-1]])
+        first_rows[part] = np.arange(group.spans) * group.width + row
+        row += group.spans * group.width
+        groups.append(group)
+    ids = np.concatenate([spans[i].tokens for i in order])
+    positions = np.concatenate([_positions(group) for group in groups])
+    slots = np.concatenate([_slots(group, block_size) for group in groups])
+    return Step(ids, positions, slots, groups, _wanted(spans, widths, first_rows))
+
+
+def _parts(order: list[int], widths: list[int], reach: list[int]) -> Iterator[list[int]]:
+    """Runs of spans of one width, cut where padding them to the longest would cost more than another group."""
+    part: list[int] = []
+    blocks = 0
+    for i in order:
+        waste = (reach[i] * (len(part) + 1) - blocks - reach[i]) * widths[i]
+        if part and (widths[i] != widths[part[0]] or waste > WASTE_BLOCKS):
+            yield part
+            part, blocks = [], 0
+        part.append(i)
+        blocks += reach[i]
+    yield part
+
+
+def _group(spans: list[Span], row: int, width: int, blocks: int) -> Group:
+    tables = np.zeros((len(spans), blocks), np.int64)
+    for line, span in zip(tables, spans, strict=True):
+        known = min(blocks, len(span.table))
+        line[:known] = span.table[:known]
+    starts = np.array([span.start for span in spans], np.int64)
+    return Group(row, len(spans), width, tables, starts)
+
+
+def _positions(group: Group) -> Ints:
+    return (group.starts[:, None] + np.arange(group.width)).reshape(-1)
+
+
+def _slots(group: Group, block_size: int) -> Ints:
+    positions = group.starts[:, None] + np.arange(group.width)
+    blocks = np.take_along_axis(group.tables, positions // block_size, axis=1)
+    return (blocks * block_size + positions % block_size).reshape(-1)
+
+
+def _wanted(spans: Sequence[Span], widths: list[int], first_rows: Ints) -> Ints:
+    counts = np.array([span.logits for span in spans], np.int64)
+    ends = first_rows + widths
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    wanted: Ints = np.repeat(ends - counts, counts) + within
+    return wanted
+
+
+def bias(group: Group, length: int, window: int | None, xp: Any) -> Any:
+    """What is added to a group's scores, float32 `(spans, width, 1, length)`: minus infinity for what is not seen."""
+    positions = xp.asarray(group.starts)[:, None, None] + xp.arange(group.width)[:, None]
+    behind = positions - xp.arange(length)
+    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    return xp.where(seen, xp.float32(0), xp.float32(-np.inf))[:, :, None, :]

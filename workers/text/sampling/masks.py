@@ -1,0 +1,67 @@
+"""Applies what grammars allow next to a batch of logits, all rows at once.
+
+`grammar.py` has the grammars; here they are whatever a context's `matcher` is, if it can tell which tokens it allows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...device import Device
+from .plan import Row
+
+
+class Hold(Enum):
+    """What a grammar says about the next token."""
+
+    #: Anything may come; the mask means nothing.
+    FREE = "free"
+    #: Only what the mask allows.
+    HELD = "held"
+    #: The grammar is complete: only an end token may come, and the mask allows just those.
+    OVER = "over"
+
+
+class TokenMask(ABC):
+    """A `GrammarMatcher` that can tell what it allows."""
+
+    @abstractmethod
+    def fill_mask(self, mask: npt.NDArray[np.int32], drafts: Sequence[int] = ()) -> Hold:
+        """Write which tokens may follow the drafts: bit `i % 32` of word `i // 32` is token `i`.
+
+        `mask`: int32 `((vocabulary + 31) // 32,)`, all zeros. Drafts that the grammar refuses allow everything: what
+        stands behind them is thrown away.
+        """
+
+    @abstractmethod
+    def try_consume_tokens(self, tokens: Sequence[int]) -> int:
+        """Consume tokens as far as the grammar allows; how many were consumed."""
+
+
+def apply_masks(device: Device, logits: Any, rows: Sequence[Row]) -> set[int]:
+    """Set the logits of forbidden tokens to -inf in place; the rows whose grammar is complete."""
+    matchers = [(at, row.state.context.matcher) for at, row in enumerate(rows)]
+    held = [(at, matcher) for at, matcher in matchers if matcher is not None and isinstance(matcher, TokenMask)]
+    if not held:
+        return set()
+    vocabulary = logits.shape[1]
+    masks = np.zeros((len(held), (vocabulary + 31) // 32), np.int32)
+    says = [matcher.fill_mask(masks[n], rows[at].drafts) for n, (at, matcher) in enumerate(held)]
+    bound = [n for n, hold in enumerate(says) if hold is not Hold.FREE]
+    if bound:
+        _forbid(device, logits, [held[n][0] for n in bound], masks[bound])
+    return {at for (at, _), hold in zip(held, says, strict=True) if hold is Hold.OVER}
+
+
+def _forbid(device: Device, logits: Any, at: list[int], masks: npt.NDArray[np.int32]) -> None:
+    xp = device.xp
+    # Words are little-endian on every machine that we run on, so their bytes are in the order of the tokens.
+    bits = xp.unpackbits(xp.asarray(masks.view(np.uint8).ravel()), bitorder="little").reshape(len(at), -1)
+    index = xp.asarray(np.array(at))
+    logits[index] = xp.where(bits[:, : logits.shape[1]], logits[index], np.float32(-np.inf))
