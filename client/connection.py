@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from .. import errors
-from ..coordinator.connection import read_connection
+from ..coordinator.connection import read_address_file, read_connection
 from ..links import Frames, Session
 from ..links.calibration import thresholds_of
 from ..proto import wire
@@ -37,9 +37,10 @@ from .wish import Wish
 def resolve_address(address: str | None) -> str:
     """The address to connect to: the given one, else $TENSORYARD_ADDRESS, else the local connection file's.
 
-    Raises NotConnected when there is neither.
+    "file://PATH" is the address in that file (`tensoryard up --address-file`). Raises NotConnected when there is none.
     """
-    return address or os.environ.get("TENSORYARD_ADDRESS") or read_connection().address
+    address = address or os.environ.get("TENSORYARD_ADDRESS") or read_connection().address
+    return read_address_file(address.removeprefix("file://")) if address.startswith("file://") else address
 
 
 class Connection:

@@ -134,6 +134,8 @@ class Model:
     replicas: int = 0
     #: Why its pipeline cannot start; "" while it can. Workers that started before may still serve.
     unhealthy: str = ""
+    #: What its fleet waits for; "" for nothing.
+    pending: str = ""
     max_queued: int = 10_000
     max_queued_bytes: int = 8 << 30
     queue: RequestQueue = field(default_factory=RequestQueue)

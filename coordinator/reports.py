@@ -27,6 +27,7 @@ def _model_status(model: Model, router: Router, roster: Roster, at: float) -> Mo
         queued=model.waiting,
         queued_bytes=model.queued_bytes,
         workers=[_worker_status(worker, roster, at) for worker in mine],
+        pending=model.pending,
     )
 
 

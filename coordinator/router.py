@@ -612,7 +612,7 @@ class Router:
         model.deployment = entry.deployment
         model.replicas = entry.replicas
         model.max_queued, model.max_queued_bytes = entry.max_queued, entry.max_queued_bytes
-        model.unhealthy = entry.unhealthy
+        model.unhealthy, model.pending = entry.unhealthy, entry.pending
         self._fail_if_abandoned(model)
 
     def _change_task(self, model: Model, task: str) -> None:

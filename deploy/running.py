@@ -56,7 +56,7 @@ def serve(
     from .local import local
 
     with _claimed(name), terminations_as_interrupts():
-        say(f"starting cluster {name!r} ({runtime} runtime): {_wanted(deployments)}")
+        say(f"starting cluster {name!r} ({runtime} runtime): {wanted(deployments)}")
         with local(deployments, runtime=runtime, name=name) as yard, terminations_as_interrupts():
             _wait_ready(yard, deployments, ready_timeout_s)
             say(f"ready at {yard.address}; stop with Ctrl-C or `{_down_command(name)}`")
@@ -166,6 +166,7 @@ def describe(found: ClusterStatus) -> str:
             (w.name, model, w.host, w.pid, w.state, w.in_flight, w.credits, duration(w.seen_s)) for model, w in workers
         ]
         parts.append("\n" + table(_WORKER_HEAD, rows))
+    parts += [f"\n{model.model}: {model.pending}" for model in found.models if model.pending]
     parts += [f"\n{model.model}: {model.unhealthy.rstrip()}" for model in found.models if model.unhealthy]
     return "\n".join(parts)
 
@@ -355,7 +356,8 @@ def _tell_ready(fd: int | None) -> None:
         os.close(fd)
 
 
-def _wanted(deployments: Sequence[Deployment]) -> str:
+def wanted(deployments: Sequence[Deployment]) -> str:
+    """What a list of deployments asks for, in words."""
     return ", ".join(f"{deployment.model} x {deployment.replicas}" for deployment in deployments)
 
 

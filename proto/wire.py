@@ -305,7 +305,10 @@ class Drain(Message, frozen=True, tag="DRAIN"):
 
 
 class Expected(Message, frozen=True):
-    """One deployment as the fleet means it to be; `unhealthy` holds the reason when it is given up."""
+    """One deployment as the fleet means it to be; `unhealthy` holds the reason when it is given up.
+
+    `pending`: what keeps it from being so, workers without a place above all.
+    """
 
     deployment: Name
     model: Name
@@ -314,6 +317,7 @@ class Expected(Message, frozen=True):
     unhealthy: Text = ""
     max_queued: Annotated[int, Meta(ge=1)] = 10_000
     max_queued_bytes: Annotated[int, Meta(ge=1)] = 8 << 30
+    pending: Text = ""
 
 
 class Deployments(Message, frozen=True, tag="DEPLOYMENTS"):

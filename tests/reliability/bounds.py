@@ -365,21 +365,25 @@ WORKER = [
     ),
     Bound(
         what="workers of a deployment, those that end, and who watches them",
-        bound="`replicas`, and those being replaced",
+        bound="`replicas`, while they are replaced a quarter more, and those that leave",
         rule="what fails to start, or dies young, is started again later and later, and at last given up",
         seen="`status`: `replicas`, `unhealthy`",
         holds=(
-            "workers/fleet.py:_Squad.members",
+            "workers/squad.py:Squad.members",
+            "workers/fleet.py:Fleet._told",
             "workers/fleet.py:Fleet._squads",
             "workers/fleet.py:Fleet._retired",
             "workers/fleet.py:Fleet._numbers",
             "workers/fleet_runner.py:FleetRunner._inbox",
             "workers/launchers.py:ProcessLauncher._processes",
             "workers/launchers.py:ProcessLauncher._watchers",
-            "workers/ray_runtime.py:RayLauncher._actors",
-            "workers/ray_runtime.py:RayLauncher._watchers",
+            "workers/ray_launcher.py:RayLauncher._actors",
+            "workers/ray_launcher.py:RayLauncher._watchers",
         ),
-        tests=("tests/workers/test_fleet.py::test_a_deployment_that_never_starts_is_given_up",),
+        tests=(
+            "tests/workers/test_fleet.py::test_a_deployment_that_never_starts_is_given_up",
+            "tests/workers/test_fleet.py::test_as_many_as_wanted_serve_at_any_moment_of_a_change",
+        ),
     ),
 ]
 
@@ -444,6 +448,11 @@ PARTS = {
 FIXED = {
     "coordinator/process.py:Coordinator.addresses",
     "coordinator/router.py:Router._handlers",
+    "workers/ray_launcher.py:RayLauncher._addresses",
+    "workers/ray_launcher.py:RayLauncher.environment",
+    "workers/ray_runtime.py:FleetOrder.environment",
+    "workers/ray_runtime.py:_Kept.deployments",
+    "workers/ray_runtime.py:_Kept.environment",
     "workers/engine.py:Executed.batch",
     "workers/engine.py:Executed.results",
 }
