@@ -450,7 +450,6 @@ FIXED = {
     "coordinator/router.py:Router._handlers",
     "workers/ray_launcher.py:RayLauncher._addresses",
     "workers/ray_launcher.py:RayLauncher.environment",
-    "workers/ray_runtime.py:FleetOrder.environment",
     "workers/ray_runtime.py:_Kept.deployments",
     "workers/ray_runtime.py:_Kept.environment",
     "workers/engine.py:Executed.batch",
