@@ -171,6 +171,7 @@ class Router:
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
+        self.models[request.model].count_live(1)
         client = self.clients.setdefault(event.client, Client())
         client.live.add(request.request_id)
         client.weight_bytes += request.weight_bytes
@@ -404,6 +405,7 @@ class Router:
         if request.state is RequestState.QUEUED:
             self._unqueue(request)
         del self.requests[request.request_id]
+        self.models[request.model].count_live(-1)
         if request.deadline < math.inf:
             self._deadlines.remove(request.request_id)
         client = self.clients[request.client]

@@ -125,12 +125,13 @@ def _launch(args: argparse.Namespace, deployments: list[Deployment]) -> int:
         address_file=args.address_file,
         restart=args.restart,
         stay=args.stay,
+        asks_for_nodes=not args.no_nodes,
     )
     return up(deployments, plan)
 
 
 def _refuse_launch_flags(args: argparse.Namespace) -> None:
-    given = [flag for flag in ("listen", "address_file", "restart", "stay") if getattr(args, flag)]
+    given = [flag for flag in ("listen", "address_file", "restart", "stay", "no_nodes") if getattr(args, flag)]
     if given:
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
         raise ConfigError(f"{flags} goes with --ray-address, which launches on a running Ray cluster")
@@ -390,6 +391,7 @@ def _add_up(commands: Any) -> None:
     _add_ray_address(group)
     group.add_argument("--stay", action="store_true", help="do not return, and end the cluster when told to stop")
     group.add_argument("--restart", action="store_true", help="replace all workers, also of what has not changed")
+    group.add_argument("--no-nodes", action="store_true", help="do not ask Ray's autoscaler for nodes for all workers")
     group.add_argument("--address-file", metavar="PATH", help="write the coordinator's addresses there")
     group.add_argument(
         "--listen", action="append", default=[], metavar="ADDRESS", help="also bind this, e.g. tcp://10.0.0.5:7077"
@@ -536,7 +538,7 @@ def _add_declaration(parser: argparse.ArgumentParser) -> None:
         "--pipeline", metavar="WHAT", help="file.py:factory, package.module:factory, or an installed name"
     )
     _add_options(group, "an option of the pipeline's factory")
-    group.add_argument("--replicas", type=int, metavar="N", help="workers (1)")
+    group.add_argument("--replicas", type=_replicas, metavar="N", help="workers (1), or MIN-MAX to follow the load")
     group.add_argument("--max-batch-size", type=int, metavar="N", help="most requests in one batch")
     group.add_argument("--max-wait-ms", type=float, metavar="MS", help="how long a batch waits to fill")
     group.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each worker")
@@ -561,6 +563,14 @@ def _span(text: str) -> float:
     """Seconds, or minutes and hours with their letter."""
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     return _seconds(text[:-1]) * unit if unit else _seconds(text)
+
+
+def _replicas(text: str) -> int | dict[str, int]:
+    """A number of workers, or the bounds of one that follows the load."""
+    least, dash, most = text.partition("-")
+    if dash and least.isdecimal() and most.isdecimal():
+        return {"min": int(least), "max": int(most)}
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -39,6 +39,8 @@ class Plan:
     address_file: str | None = None
     #: Replace all workers, though their deployments are the same.
     restart: bool = False
+    #: Ask Ray's autoscaler for nodes that hold all workers.
+    asks_for_nodes: bool = True
     #: Stay until the cluster is shut down, and end it when told to stop.
     stay: bool = False
 
@@ -50,7 +52,12 @@ def up(deployments: Sequence[Deployment], plan: Plan) -> int:
     with terminations_as_interrupts():
         ray_cluster.connect_ray(plan.ray_address)
         cluster, was_there = ray_cluster.launch(
-            plan.name, deployments, settings, listen=plan.listen, restart=plan.restart
+            plan.name,
+            deployments,
+            settings,
+            listen=plan.listen,
+            restart=plan.restart,
+            asks_for_nodes=plan.asks_for_nodes,
         )
         say(f"{'changing' if was_there else 'starting'} cluster {plan.name!r} on Ray: {wanted(deployments)}")
         with terminations_as_interrupts():  # again: Ray has set a handler of its own

@@ -103,6 +103,7 @@ def make(
     listen: Sequence[str] = (),
     environment: dict[str, Any] | None = None,
     detached: bool = False,
+    asks_for_nodes: bool = False,
 ) -> RayCluster:
     """Start a cluster, in the Ray that this process is connected to.
 
@@ -123,6 +124,7 @@ def make(
         settings=settings,
         environment=environment or {},
         detached=detached,
+        asks_for_nodes=asks_for_nodes,
     )
     fleet = _actor(FleetActor, FLEET, name, detached=detached).remote(fleet_order)
     return RayCluster(coordinator, fleet, addresses, settings)
@@ -174,6 +176,7 @@ def launch(
     *,
     listen: Sequence[str] = (),
     restart: bool = False,
+    asks_for_nodes: bool = True,
 ) -> tuple[RayCluster, bool]:
     """Start a detached cluster, or change the one of that name to these deployments; whether it was there before.
 
@@ -189,7 +192,16 @@ def launch(
     if found is not None:  # half of it: whoever started it was cut off, or it is just ending
         found.kill()
         wait_gone(name, time.monotonic() + _PATIENCE_S)
-    return make(name, deployments, settings, listen=listen, environment=environment, detached=True), False
+    made = make(
+        name,
+        deployments,
+        settings,
+        listen=listen,
+        environment=environment,
+        detached=True,
+        asks_for_nodes=asks_for_nodes,
+    )
+    return made, False
 
 
 def _environment() -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _ensure_ray(deployments: Sequence[Deployment]) -> bool:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # When this process is killed, what is left of Ray is to end soon after; by itself it waits a minute.
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
-    wanted = sum(deployment.num_cpus * deployment.replicas for deployment in deployments)
+    wanted = sum(deployment.num_cpus * deployment.most_replicas for deployment in deployments)
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(wanted) + 1),

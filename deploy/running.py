@@ -74,7 +74,7 @@ def _wait_ready(yard: Yard, deployments: Sequence[Deployment], timeout_s: float)
     try:
         yard.wait_ready(timeout_s=timeout_s)
     except TimeoutError as error:
-        gpus = sum(deployment.num_gpus * deployment.replicas for deployment in deployments)
+        gpus = sum(deployment.num_gpus * deployment.least_replicas for deployment in deployments)
         needs = f"; they ask for {gpus:g} GPUs in all, are there so many?" if gpus else ""
         raise Failed(f"{error}{needs} (--ready-timeout waits longer)") from error
 
@@ -358,7 +358,12 @@ def _tell_ready(fd: int | None) -> None:
 
 def wanted(deployments: Sequence[Deployment]) -> str:
     """What a list of deployments asks for, in words."""
-    return ", ".join(f"{deployment.model} x {deployment.replicas}" for deployment in deployments)
+    return ", ".join(f"{deployment.model} x {_how_many(deployment)}" for deployment in deployments)
+
+
+def _how_many(deployment: Deployment) -> str:
+    least, most = deployment.least_replicas, deployment.most_replicas
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _down_command(name: str) -> str:

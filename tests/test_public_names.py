@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 
 PINNED = {
     "tensoryard": """
-        AsyncClient AsyncReply AudioGenerationMetadata AudioGenerationOutput AudioGenerationRequest Client ClusterStatus
-        CopyLedger Deployment EmbeddingsGenerationOutput EmbeddingsRequest GenerationOutput GenerationStatus
-        OutputImageContent Pipeline PipelineTask PixelGenerationRequest Reply RequestID Retry Settings
+        AsyncClient AsyncReply AudioGenerationMetadata AudioGenerationOutput AudioGenerationRequest Autoscale Client
+        ClusterStatus CopyLedger Deployment EmbeddingsGenerationOutput EmbeddingsRequest GenerationOutput
+        GenerationStatus OutputImageContent Pipeline PipelineTask PixelGenerationRequest Reply RequestID Retry Settings
         SharedMemoryArray TensoryardError Yard __version__ connect connect_async errors local proto
     """,
     "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply Retry connect connect_async",

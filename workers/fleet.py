@@ -144,8 +144,22 @@ class Fleet:
                 member.unplaced = why.get(member.name, "")
         return self.tick(at)
 
+    def loads(self, loads: Mapping[str, tuple[int, int]], at: float) -> list[Effect]:
+        """How many requests each deployment has now, and had at most since the last report."""
+        for name, (ongoing, peak) in loads.items():
+            squad = self._squads.get(name)
+            if squad is not None and squad.scaler is not None:
+                squad.scaler.observe(ongoing=ongoing, peak=peak, at=at)
+        return self.tick(at)
+
     def coordinator_silent(self) -> list[Effect]:
-        """No coordinator is heard: that a worker ends before it could be announced says nothing of its pipeline."""
+        """No coordinator is heard: that a worker ends before it could be announced says nothing of its pipeline.
+
+        Nor does what a new one says of the load, before all clients are back, continue what was known of it.
+        """
+        for squad in self._squads.values():
+            if squad.scaler is not None:
+                squad.scaler.forget()
         for member in self.members:
             member.excused = member.excused or member.state is MemberState.STARTING
         return []

@@ -135,6 +135,7 @@ class FleetRunner:
                 self._launcher.kill(effect.name)
             case Announce():
                 self._session.post(_deployments_message(effect))
+                self._launcher.plan([(entry.deployment, entry.replicas) for entry in effect.expected])
             case Finished():
                 # The coordinator may leave once the fleet has said goodbye.
                 self._session.close()
@@ -166,6 +167,9 @@ class FleetRunner:
                 self._inbox.put(lambda: self._fleet.start_failed(name, text))
             case wire.WorkerNotice(worker=name, text=text):
                 self._inbox.put(lambda: self._fleet.worker_lost(name, text))
+            case wire.Loads(loads=loads):
+                told = {load.deployment: (load.ongoing, load.peak) for load in loads}
+                self._inbox.put(lambda: self._fleet.loads(told, time.monotonic()))
             case wire.Shutdown():
                 self.stop()
 

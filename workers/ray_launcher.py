@@ -32,6 +32,12 @@ class WorkerActor:
         return run_worker(reachable(addresses), deployment, name=name, settings=settings, signals=False)
 
 
+def bundle_of(deployment: Deployment) -> dict[str, float]:
+    """What Ray reserves for one worker, in its words."""
+    found = {"CPU": deployment.num_cpus, "GPU": deployment.num_gpus, **deployment.resources}
+    return {name: amount for name, amount in found.items() if amount}
+
+
 class RayLauncher:
     """Workers as Ray actors, with the resources that their deployment asks for."""
 
@@ -41,10 +47,23 @@ class RayLauncher:
         self._settings = settings
         #: Ray's runtime environment of the workers launched next.
         self.environment: Mapping[str, Any] = {}
+        #: Whether Ray's autoscaler is told what is wanted. It hears one voice in a whole cluster: the last.
+        self.asks_for_nodes = False
+        self._bundles: list[dict[str, float]] = []
         self._actors: dict[str, Any] = {}
         self._watchers: list[threading.Thread] = []
         self._closed = False
         self._lock = threading.Lock()
+
+    def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
+        """Ask Ray's autoscaler for nodes that hold all workers wanted: it adds, and keeps, what is missing for them."""
+        bundles = [bundle for deployment, count in wanted for bundle in [bundle_of(deployment)] * count if bundle]
+        if not self.asks_for_nodes or bundles == self._bundles:
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        self._bundles = bundles
+        request_resources(bundles=bundles)
 
     def launch(self, name: str, deployment: Deployment, address: str, on_end: OnEnd) -> None:
         """Make an actor and set it to work; a thread waits for its end."""

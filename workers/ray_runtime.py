@@ -114,6 +114,8 @@ class FleetOrder:
     #: Fleets of this cluster that died.
     lives: int = 0
     detached: bool = False
+    #: Tell Ray's autoscaler what is wanted, so that it adds nodes.
+    asks_for_nodes: bool = False
 
     @property
     def revision(self) -> str:
@@ -134,6 +136,7 @@ class FleetActor:
         _keep(order)
         self._launcher = RayLauncher(order.addresses, order.settings)
         self._launcher.environment = order.environment
+        self._launcher.asks_for_nodes = order.asks_for_nodes
         self._runner = FleetRunner(
             address=order.addresses[0],
             deployments=order.deployments,
@@ -177,6 +180,7 @@ class FleetActor:
     def _leave(self) -> None:
         """A client has shut the cluster down: when the last worker has ended, nothing of the fleet is to stay."""
         self._runner.finished.wait()
+        self._launcher.plan([])
         _forget(self._order)
         _end_for_good(self._order.name, FLEET)
 

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ..proto.autoscale import Autoscale
 from ..proto.deployment import Deployment
+from .autoscale import Scaler
 
 #: Starts that may fail in a row before a deployment is given up as unhealthy.
 MAX_START_FAILURES = 3
@@ -91,11 +93,16 @@ class Squad:
     unhealthy: str = ""
     #: What a worker told last about a failed start.
     trouble: str = ""
+    #: Where the number follows the load.
+    scaler: Scaler | None = None
+
+    def __post_init__(self) -> None:
+        self._follow_load(0)
 
     @property
     def wanted(self) -> int:
         """How many workers there should be."""
-        return self.deployment.replicas
+        return self.scaler.target if self.scaler is not None else self.deployment.least_replicas
 
     @property
     def surge(self) -> int:
@@ -131,7 +138,16 @@ class Squad:
         """What is wanted now. Whatever it lacked before may be there now: it gets another chance."""
         if self.unhealthy or revision != self.revision or not same_workers(deployment, self.deployment):
             self.unhealthy, self.failures, self.quick_deaths, self.retry_at = "", 0, 0, at
-        self.deployment, self.revision = deployment, revision
+        before, self.deployment, self.revision = self.wanted, deployment, revision
+        self._follow_load(before)
+
+    def _follow_load(self, before: int) -> None:
+        """From the number that there was, within the new bounds, if there is no scaler by these rules yet."""
+        policy = self.deployment.replicas
+        if not isinstance(policy, Autoscale):
+            self.scaler = None
+        elif self.scaler is None or self.scaler.policy != policy:
+            self.scaler = Scaler(policy, before)
 
     def count_failure(self, text: str, at: float) -> bool:
         """A worker did not start; True when the deployment is given up by that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -48,6 +49,14 @@ def names(client: ty.Client) -> set[str]:
     return {worker.name for model in client.status().models for worker in model.workers}
 
 
+def asked_of_the_autoscaler(head: RayHead) -> list[dict[str, float]]:
+    """What `request_resources` has asked for last."""
+    script = "import ray; from ray.experimental import internal_kv as kv; ray.init(log_to_driver=False); "
+    script += "print('asked', (kv._internal_kv_get('autoscaler_resource_request') or b'[]').decode())"
+    said = head.run(sys.executable, "-c", script)
+    return json.loads(said.partition("asked ")[2].splitlines()[0])
+
+
 def test_a_cluster_is_launched_changed_hurt_and_ended(head: RayHead, eventually: Callable[..., None]) -> None:
     """Under one load without a pause: launch, launch again with other options and numbers, kill -9 of fleet and
     coordinator; every request is answered, right and once; and `down` leaves no actor and no process."""
@@ -64,6 +73,7 @@ def test_a_cluster_is_launched_changed_hurt_and_ended(head: RayHead, eventually:
         assert "ready" in head.launch("status")
         assert head.launch("address").strip() == addresses.read_text().strip()
 
+        assert asked_of_the_autoscaler(head) == [{"CPU": 0.1}] * 3
         before = names(client)
         head.launch(str(file))
         assert names(client) == before
@@ -86,6 +96,7 @@ def test_a_cluster_is_launched_changed_hurt_and_ended(head: RayHead, eventually:
     assert "has ended" in head.launch("down")
     words = ["CoordinatorActor", "FleetActor", "WorkerActor"]
     eventually(lambda: not head.processes(words), "no process is left")
+    assert asked_of_the_autoscaler(head) == []
     assert list(head.runtime_folder.glob("default*")) == []
     with pytest.raises(AssertionError, match="no cluster named 'default'"):
         head.launch("address")

@@ -364,6 +364,14 @@ WORKER = [
         tests=("tests/workers/test_conversation.py::test_too_much_for_one_message_is_several",),
     ),
     Bound(
+        what="what is remembered of a deployment's load",
+        bound="a report for each heartbeat of `upscale_delay_s` and `downscale_delay_s`",
+        rule="older ones are forgotten, and those that a later one outdoes",
+        seen="-",
+        holds=("workers/autoscale.py:Window._values",),
+        tests=("tests/workers/test_autoscale.py::test_a_window_knows_the_largest",),
+    ),
+    Bound(
         what="workers of a deployment, those that end, and who watches them",
         bound="`replicas`, while they are replaced a quarter more, and those that leave",
         rule="what fails to start, or dies young, is started again later and later, and at last given up",
@@ -379,6 +387,7 @@ WORKER = [
             "workers/launchers.py:ProcessLauncher._watchers",
             "workers/ray_launcher.py:RayLauncher._actors",
             "workers/ray_launcher.py:RayLauncher._watchers",
+            "workers/ray_launcher.py:RayLauncher._bundles",
         ),
         tests=(
             "tests/workers/test_fleet.py::test_a_deployment_that_never_starts_is_given_up",
