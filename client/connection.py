@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from .. import errors, faults
-from ..coordinator.connection import read_connection
+from ..coordinator.connection import read_address_file, read_connection
 from ..links import Frames, Session
 from ..links.calibration import thresholds_of
 from ..proto import wire
@@ -53,9 +53,10 @@ os.register_at_fork(after_in_child=_forked)
 def resolve_address(address: str | None) -> str:
     """The address to connect to: the given one, else $TENSORYARD_ADDRESS, else the local connection file's.
 
-    Raises NotConnected when there is neither.
+    "file://PATH" is the address in that file (`tensoryard up --address-file`). Raises NotConnected when there is none.
     """
-    return address or os.environ.get("TENSORYARD_ADDRESS") or read_connection().address
+    address = address or os.environ.get("TENSORYARD_ADDRESS") or read_connection().address
+    return read_address_file(address.removeprefix("file://")) if address.startswith("file://") else address
 
 
 class Connection:

@@ -22,7 +22,7 @@ from . import translation
 from .actions import Action, Watch
 from .dispatcher import Dispatcher
 from .records import Limits
-from .reports import model_statuses
+from .reports import model_statuses, take_loads
 from .roster import Peer
 from .waiting_room import WaitingRoom
 
@@ -157,6 +157,10 @@ class Broker:
                 self._lose(peer, f"does not read: {peer.unheard_bytes} bytes wait for it (peer_backlog_bytes)", at)
         for peer in self.roster.all():
             self._send(peer.identity, wire.Heartbeat())
+        if fleets := [fleet for fleet in self.roster.all("fleet") if "loads" in fleet.features]:
+            loads = take_loads(self.router)
+            for fleet in fleets:
+                self._send(fleet.identity, loads)
         self._leave_when_empty(at)
 
     def _leave_when_empty(self, at: float) -> None:

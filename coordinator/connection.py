@@ -10,6 +10,7 @@ import fcntl
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -120,6 +121,28 @@ def read_connection(name: str = "default") -> Connection:
     if connection is None:
         raise NotConnected(_none_text(name))
     return connection
+
+
+def reachable(addresses: Sequence[str]) -> str:
+    """Of a coordinator's addresses the one for this process: the UNIX socket on its host, else the first of a network.
+
+    Where there is neither, the first: whoever connects to it will wait, or be told.
+    """
+    for address in addresses:
+        if not address.startswith("unix://") or Path(address.removeprefix("unix://")).exists():
+            return address
+    return addresses[0]
+
+
+def read_address_file(path: str | Path) -> str:
+    """The address for this process in a file with one address a line, as `tensoryard up --address-file` writes it."""
+    try:
+        addresses = Path(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotConnected(f"the address file {path} cannot be read: {error}") from error
+    if not addresses:
+        raise NotConnected(f"the address file {path} is empty")
+    return reachable(addresses)
 
 
 def connections() -> list[Connection]:

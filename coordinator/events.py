@@ -134,6 +134,7 @@ class DeploymentExpected(msgspec.Struct, frozen=True, kw_only=True):
     unhealthy: str = ""
     max_queued: int = 10_000
     max_queued_bytes: int = 8 << 30
+    pending: str = ""
 
 
 class DeploymentsChanged(Event, frozen=True):

@@ -136,6 +136,8 @@ class Model:
     replicas: int = 0
     #: Why its pipeline cannot start; "" while it can. Workers that started before may still serve.
     unhealthy: str = ""
+    #: What its fleet waits for; "" for nothing.
+    pending: str = ""
     max_queued: int = 10_000
     max_queued_bytes: int = 8 << 30
     queue: RequestQueue = field(default_factory=RequestQueue)
@@ -152,6 +154,9 @@ class Model:
     free_workers: LeastLoaded = field(default_factory=LeastLoaded)
     #: The worker kept free for the first suspect; "" for none, always so while nothing is suspect.
     reserved: str = ""
+    #: Live requests, and the most at once since somebody last asked.
+    live: int = 0
+    peak: int = 0
     #: Seconds a request takes on a worker, as a moving average.
     mean_s: float = 0.05
     #: When there will be room for the last of those that were refused, if things go as expected.
@@ -161,6 +166,16 @@ class Model:
     def waiting(self) -> int:
         """Requests that wait for a worker."""
         return len(self.queue) + len(self.suspects)
+
+    def count_live(self, change: int) -> None:
+        """One more, or one less."""
+        self.live += change
+        self.peak = max(self.peak, self.live)
+
+    def take_peak(self) -> int:
+        """The most live requests at once since this was last asked."""
+        peak, self.peak = self.peak, self.live
+        return peak
 
     def learn(self, took_s: float) -> None:
         """Enter one request's time on a worker."""
@@ -218,6 +233,8 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
     assert model.expected or model.workers, f"{name} is expected by nobody and has no workers"
     credit = sum(worker.credits for worker in model.workers.values())
     assert credit == model.credits, f"{name}: {model.credits} credits counted, its workers have {credit}"
+    alive = sum(request.model == name for request in requests.values())
+    assert alive == model.live <= model.peak, f"{name}: {model.live} live requests counted, there are {alive}"
     free = model.free_workers.least()
     assert free is None or not model.queue, f"{name}: {free} is free while requests wait"
     assert free is None or model.reserved or not model.suspects, f"{name}: {free} is free while suspects wait"

@@ -1,10 +1,11 @@
 """The cluster of one moment, as `proto/status.py` words it: the answer to ASK_STATUS.
 
-Read off the router's and the roster's books by `broker.py`; changes nothing.
+Read off the router's and the roster's books by `broker.py`; LOADS, for the fleet, too.
 """
 
 from __future__ import annotations
 
+from ..proto import wire
 from ..proto.status import ModelStatus, WorkerStatus
 from .records import Model, Worker
 from .roster import Roster
@@ -14,6 +15,16 @@ from .router import Router
 def model_statuses(router: Router, roster: Roster, at: float) -> list[ModelStatus]:
     """Every model, by name."""
     return [_model_status(router.models[name], router, roster, at) for name in sorted(router.models)]
+
+
+def take_loads(router: Router) -> wire.Loads:
+    """How much every model has to do, for the fleet; the peaks begin anew."""
+    return wire.Loads(
+        loads=[
+            wire.Load(deployment=model.deployment, ongoing=model.live, peak=model.take_peak())
+            for model in router.models.values()
+        ]
+    )
 
 
 def _model_status(model: Model, router: Router, roster: Roster, at: float) -> ModelStatus:
@@ -27,6 +38,7 @@ def _model_status(model: Model, router: Router, roster: Roster, at: float) -> Mo
         queued=model.waiting,
         queued_bytes=model.queued_bytes,
         workers=[_worker_status(worker, roster, at) for worker in mine],
+        pending=model.pending,
     )
 
 

@@ -182,6 +182,7 @@ class Router:
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
+        self.models[request.model].count_live(1)
         client = self.clients.setdefault(event.client, Client())
         client.live.add(request.request_id)
         client.weight_bytes += request.weight_bytes
@@ -466,6 +467,7 @@ class Router:
         if request.state is RequestState.QUEUED:
             self._unqueue(request)
         del self.requests[request.request_id]
+        self.models[request.model].count_live(-1)
         if request.deadline < math.inf:
             self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
@@ -691,7 +693,7 @@ class Router:
         model.deployment = entry.deployment
         model.replicas = entry.replicas
         model.max_queued, model.max_queued_bytes = entry.max_queued, entry.max_queued_bytes
-        model.unhealthy = entry.unhealthy
+        model.unhealthy, model.pending = entry.unhealthy, entry.pending
         self._fail_if_abandoned(model)
 
     def _change_task(self, model: Model, task: str) -> None:

@@ -1,7 +1,7 @@
-"""The command line: `tensoryard demo | up | down | status | submit | worker | doctor | shm | chaos`.
+"""The command line: `tensoryard demo | up | down | status | address | submit | worker | doctor | shm | chaos`.
 
 Reads arguments and turns every error into one clear line and an exit code; the commands' work is in `running.py`,
-`submit.py`, `demo.py`, `doctor.py`, `shm_report.py` and `chaos.py`, which are imported when they are asked for.
+`launching.py`, `submit.py`, `demo.py`, `doctor.py`, `shm_report.py` and `chaos.py`, imported when they are asked for.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ def _up(args: argparse.Namespace) -> int:
     from .running import detach, serve
 
     deployments = _deployments(args)
+    if args.ray_address is not None:
+        return _launch(args, deployments)
+    _refuse_launch_flags(args)
     if args.detach:
         return detach([argument for argument in args.argv if argument != "--detach"], name=args.name)
     return serve(
@@ -109,7 +112,36 @@ def _up(args: argparse.Namespace) -> int:
     )
 
 
+def _launch(args: argparse.Namespace, deployments: list[Deployment]) -> int:
+    from .launching import Plan, up
+
+    if args.detach:
+        raise ConfigError("--detach is for a cluster of this machine; one on a running Ray stays without (see --stay)")
+    plan = Plan(
+        name=args.name,
+        ray_address=args.ray_address,
+        ready_timeout_s=args.ready_timeout,
+        listen=tuple(args.listen),
+        address_file=args.address_file,
+        restart=args.restart,
+        stay=args.stay,
+        asks_for_nodes=not args.no_nodes,
+    )
+    return up(deployments, plan)
+
+
+def _refuse_launch_flags(args: argparse.Namespace) -> None:
+    given = [flag for flag in ("listen", "address_file", "restart", "stay", "no_nodes") if getattr(args, flag)]
+    if given:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise ConfigError(f"{flags} goes with --ray-address, which launches on a running Ray cluster")
+
+
 def _down(args: argparse.Namespace) -> int:
+    if args.ray_address is not None:
+        from .launching import down as down_on_ray
+
+        return down_on_ray(args.name, args.ray_address, timeout_s=args.timeout)
     from .running import down
 
     return down(args.name, timeout_s=args.timeout)
@@ -118,8 +150,25 @@ def _down(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from .running import open_client, status
 
-    with open_client(address=args.address, name=args.name, timeout_s=args.timeout) as client:
+    address, name = args.address, args.name
+    if args.ray_address is not None:
+        from .launching import address as address_on_ray
+
+        address, name = address_on_ray(name or "default", args.ray_address), None
+    with open_client(address=address, name=name, timeout_s=args.timeout) as client:
         return status(client, as_json=args.json)
+
+
+def _address(args: argparse.Namespace) -> int:
+    if args.ray_address is not None:
+        from .launching import address
+
+        say(address(args.name, args.ray_address))
+    else:
+        from ..coordinator.connection import read_connection
+
+        say(read_connection(args.name).address)
+    return 0
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -297,6 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_up(commands)
     _add_down(commands)
     _add_status(commands)
+    _add_address(commands)
     _add_submit(commands)
     _add_worker(commands)
     _add_doctor(commands)
@@ -337,18 +387,39 @@ def _add_up(commands: Any) -> None:
         help="seconds until all workers must be there (300)",
     )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    group = parser.add_argument_group("on a running Ray cluster, which it outlives (again: applies the difference)")
+    _add_ray_address(group)
+    group.add_argument("--stay", action="store_true", help="do not return, and end the cluster when told to stop")
+    group.add_argument("--restart", action="store_true", help="replace all workers, also of what has not changed")
+    group.add_argument("--no-nodes", action="store_true", help="do not ask Ray's autoscaler for nodes for all workers")
+    group.add_argument("--address-file", metavar="PATH", help="write the coordinator's addresses there")
+    group.add_argument(
+        "--listen", action="append", default=[], metavar="ADDRESS", help="also bind this, e.g. tcp://10.0.0.5:7077"
+    )
     _add_declaration(parser)
 
 
 def _add_down(commands: Any) -> None:
     parser = _add(commands, "down", _down, "shut a cluster of this machine down, and wait until it is gone")
     _add_cluster_name(parser)
+    _add_ray_address(parser)
     parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="seconds to wait (60)")
+
+
+def _add_address(commands: Any) -> None:
+    parser = _add(commands, "address", _address, "print where a cluster's coordinator listens")
+    _add_cluster_name(parser)
+    _add_ray_address(parser)
+
+
+def _add_ray_address(parser: Any) -> None:
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="a running Ray cluster: as ray.init takes it, or auto")
 
 
 def _add_status(commands: Any) -> None:
     parser = _add(commands, "status", _status, "show a running cluster: its models, workers and queues")
     _add_connection(parser)
+    _add_ray_address(parser)
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
 
 
@@ -467,7 +538,7 @@ def _add_declaration(parser: argparse.ArgumentParser) -> None:
         "--pipeline", metavar="WHAT", help="file.py:factory, package.module:factory, or an installed name"
     )
     _add_options(group, "an option of the pipeline's factory")
-    group.add_argument("--replicas", type=int, metavar="N", help="workers (1)")
+    group.add_argument("--replicas", type=_replicas, metavar="N", help="workers (1), or MIN-MAX to follow the load")
     group.add_argument("--max-batch-size", type=int, metavar="N", help="most requests in one batch")
     group.add_argument("--max-wait-ms", type=float, metavar="MS", help="how long a batch waits to fill")
     group.add_argument("--num-gpus", type=float, metavar="N", help="GPUs of each worker")
@@ -492,6 +563,14 @@ def _span(text: str) -> float:
     """Seconds, or minutes and hours with their letter."""
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     return _seconds(text[:-1]) * unit if unit else _seconds(text)
+
+
+def _replicas(text: str) -> int | dict[str, int]:
+    """A number of workers, or the bounds of one that follows the load."""
+    least, dash, most = text.partition("-")
+    if dash and least.isdecimal() and most.isdecimal():
+        return {"min": int(least), "max": int(most)}
+    return int(text)
 
 
 def _count(text: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ConfigError
+from ..proto.autoscale import Autoscale
 from ..proto.deployment import Deployment
 from ..proto.outputs import served_tasks
 from ..proto.pipeline import PipelineTask
@@ -30,7 +31,9 @@ MAX_FILE_BYTES = 4 << 20
 
 _FIELDS = {field.name: field for field in msgspec.structs.fields(Deployment)}
 _REQUIRED = tuple(name for name, field in _FIELDS.items() if field.required)
+_SCALE_FIELDS = {field.name: field for field in msgspec.structs.fields(Autoscale)}
 _WORDS: dict[Any, str] = {
+    int | Autoscale: "a whole number, or a table with `max` and perhaps `min`",
     str: "a text",
     int: "a whole number",
     int | None: "a whole number",
@@ -189,6 +192,8 @@ def _check_present(mapping: Mapping[str, Any]) -> None:
 def _value(key: str, value: object) -> Any:
     if key == "task":
         return _task(value)
+    if key == "replicas" and isinstance(value, Mapping):
+        return _autoscale(value)
     kind = _FIELDS[key].type
     try:
         read = msgspec.convert(value, kind)
@@ -196,6 +201,14 @@ def _value(key: str, value: object) -> Any:
         raise ConfigError(f"`{key}` must be {_WORDS.get(kind, f'a {kind}')}, not {_shown(value)}") from None
     _check_plain(key, read)
     return read
+
+
+def _autoscale(table: Mapping[Any, Any]) -> Autoscale:
+    """The bounds between which the number of workers follows the load."""
+    _check_keys(table, _SCALE_FIELDS, "key of `replicas`")
+    if "max" not in table:
+        raise ConfigError("`replicas.max` is missing: most workers")
+    return Autoscale(**table)
 
 
 def _check_plain(key: str, value: object) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
@@ -23,6 +23,7 @@ from ..client import Client, connect
 from ..errors import ConfigError, DeploymentUnhealthy
 from ..proto.deployment import Deployment
 from ..settings import Settings, from_environment
+from ..workers.fleet import Expectation
 from ..workers.fleet_runner import FleetRunner
 from ..workers.launchers import ProcessLauncher, child_environment
 
@@ -50,7 +51,7 @@ def local(
 
     Raises ConfigError for a name that is taken, two deployments of one model, or an unknown runtime.
     """
-    _check_models(deployments)
+    check_models(deployments)
     settings = settings or from_environment()
     name = name or f"local-{secrets.token_hex(4)}"
     if runtime == "process":
@@ -62,17 +63,47 @@ def local(
     raise ConfigError(f"`runtime` is 'ray' or 'process', not {runtime!r}")
 
 
-def _check_models(deployments: Sequence[Deployment]) -> None:
+def check_models(deployments: Sequence[Deployment]) -> None:
+    """ConfigError for two deployments of one model."""
     models = [deployment.model for deployment in deployments]
     twice = sorted({model for model in models if models.count(model) > 1})
     if twice:
         raise ConfigError(f"more than one deployment serves model {', '.join(twice)}; one model has one deployment")
 
 
+def wait_settled(look: Callable[[], Sequence[Expectation]], give_up: float) -> None:
+    """Wait until every deployment is as it should be, as its fleet knows it. `give_up` in monotonic seconds.
+
+    Raises DeploymentUnhealthy for one that is given up; TimeoutError with what is still awaited.
+    """
+    while True:
+        expected = look()
+        if all(found.is_settled for found in expected):
+            return
+        for found in expected:
+            if found.unhealthy:
+                raise DeploymentUnhealthy(f"model {found.deployment.model!r} cannot start: {found.unhealthy}")
+        if time.monotonic() > give_up:
+            waiting = [_unsettled(found) for found in expected if not found.is_settled]
+            raise TimeoutError(f"still without all workers: {'; '.join(waiting)}")
+        time.sleep(_POLL_S)
+
+
+def _unsettled(found: Expectation) -> str:
+    pending = f" ({found.pending})" if found.pending else ""
+    return f"model {found.deployment.model!r} has {found.ready} of {found.replicas} workers{pending}"
+
+
 class Runtime(Protocol):
     """What a cluster runs in."""
 
     address: str
+
+    def deploy(self, deployments: Sequence[Deployment]) -> None:
+        """Change what should run: the complete list."""
+
+    def expectations(self) -> Sequence[Expectation]:
+        """How far each deployment is."""
 
     def close(self) -> None:
         """Drain and end everything."""
@@ -96,12 +127,22 @@ class Yard:
         """A client of this cluster."""
         return connect(self.address, timeout_s=timeout_s, settings=self._settings)
 
+    def deploy(self, deployments: Sequence[Deployment]) -> None:
+        """Change what runs to this complete list, one worker after the other: requests go on being served.
+
+        Returns at once (`wait_ready` waits). Raises ConfigError for two deployments of one model.
+        """
+        check_models(deployments)
+        self._models = {deployment.model for deployment in deployments}
+        self._runtime.deploy(deployments)
+
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Wait until every deployment has all its workers.
+        """Wait until every deployment has all its workers, and after a change none of the earlier kind.
 
         Raises DeploymentUnhealthy, with the traceback, for one whose pipeline cannot start; TimeoutError otherwise.
         """
         give_up = time.monotonic() + timeout_s
+        wait_settled(self._runtime.expectations, give_up)
         with self.connect() as client:
             while True:
                 models = [model for model in client.status().models if model.model in self._models]
@@ -151,6 +192,14 @@ class ProcessRuntime:
             settings=settings,
         )
         self._fleet.start()
+
+    def deploy(self, deployments: Sequence[Deployment]) -> None:
+        """To the fleet."""
+        self._fleet.deploy(deployments)
+
+    def expectations(self) -> Sequence[Expectation]:
+        """From the fleet."""
+        return self._fleet.expectations()
 
     def close(self) -> None:
         """Drain the fleet, then end the coordinator."""

@@ -56,7 +56,7 @@ def serve(
     from .local import local
 
     with _claimed(name), terminations_as_interrupts():
-        say(f"starting cluster {name!r} ({runtime} runtime): {_wanted(deployments)}")
+        say(f"starting cluster {name!r} ({runtime} runtime): {wanted(deployments)}")
         with local(deployments, runtime=runtime, name=name) as yard, terminations_as_interrupts():
             _wait_ready(yard, deployments, ready_timeout_s)
             say(f"ready at {yard.address}; stop with Ctrl-C or `{_down_command(name)}`")
@@ -74,7 +74,7 @@ def _wait_ready(yard: Yard, deployments: Sequence[Deployment], timeout_s: float)
     try:
         yard.wait_ready(timeout_s=timeout_s)
     except TimeoutError as error:
-        gpus = sum(deployment.num_gpus * deployment.replicas for deployment in deployments)
+        gpus = sum(deployment.num_gpus * deployment.least_replicas for deployment in deployments)
         needs = f"; they ask for {gpus:g} GPUs in all, are there so many?" if gpus else ""
         raise Failed(f"{error}{needs} (--ready-timeout waits longer)") from error
 
@@ -166,6 +166,7 @@ def describe(found: ClusterStatus) -> str:
             (w.name, model, w.host, w.pid, w.state, w.in_flight, w.credits, duration(w.seen_s)) for model, w in workers
         ]
         parts.append("\n" + table(_WORKER_HEAD, rows))
+    parts += [f"\n{model.model}: {model.pending}" for model in found.models if model.pending]
     parts += [f"\n{model.model}: {model.unhealthy.rstrip()}" for model in found.models if model.unhealthy]
     return "\n".join(parts)
 
@@ -355,8 +356,14 @@ def _tell_ready(fd: int | None) -> None:
         os.close(fd)
 
 
-def _wanted(deployments: Sequence[Deployment]) -> str:
-    return ", ".join(f"{deployment.model} x {deployment.replicas}" for deployment in deployments)
+def wanted(deployments: Sequence[Deployment]) -> str:
+    """What a list of deployments asks for, in words."""
+    return ", ".join(f"{deployment.model} x {_how_many(deployment)}" for deployment in deployments)
+
+
+def _how_many(deployment: Deployment) -> str:
+    least, most = deployment.least_replicas, deployment.most_replicas
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _down_command(name: str) -> str:

@@ -14,6 +14,7 @@ from .audio import (
     AudioGenerationOutput,
     AudioGenerationRequest,
 )
+from .autoscale import Autoscale
 from .codec import (
     msgpack_numpy_decoder,
     msgpack_numpy_encoder,
@@ -120,6 +121,7 @@ __all__ = [
     "AudioGenerationMetadata",
     "AudioGenerationOutput",
     "AudioGenerationRequest",
+    "Autoscale",
     "BaseContext",
     "BaseContextType",
     "BatchLogitsProcessor",

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from ..errors import ConfigError
+from .autoscale import Autoscale
 from .outputs import served_tasks
 from .pipeline import PipelineTask
 
@@ -27,8 +28,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pipeline: str
     #: Keyword arguments of the factory.
     options: dict[str, Any] = {}
-    #: Workers to keep running.
-    replicas: int = 1
+    #: Workers to keep running: a number, or how it follows the load.
+    replicas: int | Autoscale = 1
     #: What Ray reserves for each worker; fractions of a GPU share it.
     num_gpus: float = 0
     num_cpus: float = 1
@@ -58,6 +59,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             self._refuse("options", "a dict with string keys")
         for key, least in _LEAST.items():
             value = getattr(self, key)
+            if key == "replicas" and isinstance(value, Autoscale):
+                continue
             if not _is_number(value, least, whole=key in _WHOLE) and not (value is None and key in _OPTIONAL):
                 whole = f"a whole number of at least {least}"
                 self._refuse(key, whole if key in _WHOLE else f"a number from {least} to {_MOST:.0e}")
@@ -66,6 +69,16 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def _refuse(self, key: str, allowed: str) -> NoReturn:
         raise ConfigError(f"`{key}` of model {self.model!r} must be {allowed}, not {getattr(self, key)!r:.60}")
+
+    @property
+    def least_replicas(self) -> int:
+        """Workers without load."""
+        return self.replicas.min if isinstance(self.replicas, Autoscale) else self.replicas
+
+    @property
+    def most_replicas(self) -> int:
+        """Workers under any load."""
+        return self.replicas.max if isinstance(self.replicas, Autoscale) else self.replicas
 
     @property
     def name(self) -> str:

@@ -21,7 +21,10 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. `unhealthy`: why its pipeline cannot start, "" while it can; `replicas`: workers wanted."""
+    """One model. `unhealthy`: why its pipeline cannot start, "" while it can; `replicas`: workers wanted.
+
+    `pending`: what its fleet waits for, "" for nothing: workers without a place, or of an earlier kind.
+    """
 
     model: str
     task: str
@@ -31,6 +34,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     queued_bytes: int
     workers: list[WorkerStatus]
+    pending: str = ""
 
     @property
     def is_ready(self) -> bool:

@@ -22,7 +22,8 @@ MAX_ENVELOPE_BYTES = 4 << 20
 MAX_FRAMES = 4096
 #: What this side speaks beyond the messages that every peer of its version knows; told in HELLO, WELCOME and READY.
 #: "windows": streams have a window, and CONSUMED moves it. "answers": a client reads ANSWERS.
-FEATURES = ["windows", "answers"]
+#: "loads": a fleet reads LOADS.
+FEATURES = ["windows", "answers", "loads"]
 
 #: One message: bytes-like objects, the envelope first.
 Frames = list[Any]
@@ -317,7 +318,10 @@ class Drain(Message, frozen=True, tag="DRAIN"):
 
 
 class Expected(Message, frozen=True):
-    """One deployment as the fleet means it to be; `unhealthy` holds the reason when it is given up."""
+    """One deployment as the fleet means it to be; `unhealthy` holds the reason when it is given up.
+
+    `pending`: what keeps it from being so, workers without a place above all.
+    """
 
     deployment: Name
     model: Name
@@ -326,6 +330,7 @@ class Expected(Message, frozen=True):
     unhealthy: Text = ""
     max_queued: Annotated[int, Meta(ge=1)] = 10_000
     max_queued_bytes: Annotated[int, Meta(ge=1)] = 8 << 30
+    pending: Text = ""
 
 
 class Deployments(Message, frozen=True, tag="DEPLOYMENTS"):
@@ -349,6 +354,20 @@ class WorkerNotice(Message, frozen=True, tag="WORKER_NOTICE"):
     text: str = ""
 
 
+class Load(Message, frozen=True):
+    """How much one deployment has to do: requests that wait or run now, and the most at once since the last LOADS."""
+
+    deployment: Name
+    ongoing: Count
+    peak: Count
+
+
+class Loads(Message, frozen=True, tag="LOADS"):
+    """Coordinator → fleet, about once a heartbeat: the load of every deployment."""
+
+    loads: list[Load]
+
+
 ToCoordinator = (
     Hello
     | Heartbeat
@@ -367,7 +386,7 @@ ToCoordinator = (
 )
 ToClient = Welcome | Refused | Rejoin | Heartbeat | Partial | Final | Answers | Error | Report | Disconnect
 ToWorker = Welcome | Refused | Rejoin | Heartbeat | Dispatch | CancelWork | Consumed | Discard | Drain | Disconnect
-ToFleet = Welcome | Refused | Rejoin | Heartbeat | WorkerNotice | Shutdown | Disconnect
+ToFleet = Welcome | Refused | Rejoin | Heartbeat | WorkerNotice | Loads | Shutdown | Disconnect
 
 _T = TypeVar("_T")
 _encoder = msgspec.msgpack.Encoder()

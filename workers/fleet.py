@@ -1,92 +1,69 @@
 """The fleet's decisions, pure: keep every deployment at its number of workers, and know when to give one up.
 
-`fleet_runner.py` feeds it and acts on what it says; `launchers.py` start and kill the workers.
+`squad.py` has the rules for one deployment; `fleet_runner.py` feeds this machine and acts on what it says;
+`launchers.py` start and kill the workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import Enum
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..proto.deployment import Deployment
+from .squad import (
+    MAX_START_FAILURES,
+    QUICK_DEATH_S,
+    Drain,
+    Kill,
+    Launch,
+    Member,
+    MemberState,
+    Squad,
+    dismiss,
+)
 
-#: Starts that may fail in a row before a deployment is given up as unhealthy.
-MAX_START_FAILURES = 3
-#: A worker that dies sooner than this after it was ready is replaced with growing delay.
-QUICK_DEATH_S = 10.0
-_FIRST_DELAY_S = 0.5
-_MAX_DELAY_S = 15.0
-
-
-class MemberState(Enum):
-    """Where a worker of the fleet is."""
-
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-
-
-@dataclass(slots=True, eq=False)
-class Member:
-    """One worker that the fleet has launched and that has not ended."""
-
-    name: str
-    state: MemberState
-    #: When it entered its state.
-    since: float
-    #: What it told about a failed start.
-    trouble: str = ""
-    #: While it started, no coordinator was heard: it may have had nobody to work for.
-    excused: bool = False
+__all__ = [
+    "MAX_START_FAILURES",
+    "QUICK_DEATH_S",
+    "Announce",
+    "Drain",
+    "Effect",
+    "Expectation",
+    "Finished",
+    "Fleet",
+    "Kill",
+    "Launch",
+    "Member",
+    "MemberState",
+]
 
 
-@dataclass(slots=True, eq=False)
-class _Squad:
-    """One deployment and its workers."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """One deployment, as the coordinator is told of it."""
 
     deployment: Deployment
-    members: dict[str, Member] = field(default_factory=dict)
-    failures: int = 0
-    quick_deaths: int = 0
-    #: No launch before this.
-    retry_at: float = 0.0
+    #: Workers wanted at present.
+    replicas: int
+    #: Why it is given up; "" while it is not.
     unhealthy: str = ""
-    #: What a worker told last about a failed start.
-    trouble: str = ""
+    #: What keeps it from being as it should be, beside workers that are loading; "" for nothing.
+    pending: str = ""
+    #: Workers that serve with what is wanted now; the coordinator counts for itself.
+    ready: int = 0
 
     @property
-    def present(self) -> list[Member]:
-        return [member for member in self.members.values() if member.state is not MemberState.DRAINING]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """Start a worker."""
-
-    name: str
-    deployment: Deployment
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
-    """Let a worker finish and leave."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kill:
-    """End a worker now."""
-
-    name: str
+    def is_settled(self) -> bool:
+        """Every worker wanted serves, and none of an earlier kind is left."""
+        return self.ready >= self.replicas and not self.pending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """Tell the coordinator what is expected: each deployment, and why it is given up ("" while it is not)."""
+    """Tell the coordinator what is expected."""
 
-    expected: tuple[tuple[Deployment, str], ...]
+    expected: tuple[Expectation, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,48 +77,52 @@ Effect = Launch | Drain | Kill | Announce | Finished
 class Fleet:
     """What should run, what does, and what follows. All times are monotonic seconds."""
 
-    def __init__(self, *, start_limit_s: float = 300.0, drain_s: float = 30.0) -> None:
-        self._squads: dict[str, _Squad] = {}
+    def __init__(self, *, start_limit_s: float = 300.0, drain_s: float = 30.0, life: int = 0) -> None:
+        """`life`: how many fleets there were before; their workers may still be there, and have other names."""
+        self._squads: dict[str, Squad] = {}
         #: Squads of deployments that are no longer wanted, until their workers have ended.
-        self._retired: list[_Squad] = []
+        self._retired: list[Squad] = []
         self._start_limit_s = start_limit_s
         self._drain_s = drain_s
-        self._numbers: dict[str, int] = {}
+        #: No name is used twice, whatever becomes of its deployment.
+        self._numbers: dict[str, Iterator[str]] = {}
+        self._life = life
+        #: What was announced last of each deployment's number and of what is pending.
+        self._told: list[tuple[int, str]] = []
         self._stopping = False
         self._finished = False
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def deploy(self, deployments: Sequence[Deployment], at: float) -> list[Effect]:
-        """The complete list of what should run. A changed deployment's workers are replaced.
+    def deploy(self, deployments: Sequence[Deployment], at: float, *, revision: str = "") -> list[Effect]:
+        """The complete list of what should run. A changed deployment's workers are replaced one after the other.
 
+        So are all workers when `revision` changes: it names what they run in beside their deployment.
         A deployment that was given up gets another chance: what it lacked may be there now. Nothing runs after `stop`.
         """
         if self._stopping:
             return []
         wanted = {deployment.name: deployment for deployment in deployments}
         for name, squad in list(self._squads.items()):
-            if wanted.get(name) != squad.deployment:
-                if not _same_workers(wanted.get(name), squad.deployment):
-                    self._retired.append(self._squads.pop(name))
-                else:
-                    squad.deployment = wanted[name]
+            # Workers of another task cannot stand in for each other: no request is served by both.
+            if name not in wanted or wanted[name].task is not squad.deployment.task:
+                self._retired.append(self._squads.pop(name))
         for name, deployment in wanted.items():
-            squad = self._squads.setdefault(name, _Squad(deployment))
-            if squad.unhealthy:
-                squad.unhealthy, squad.failures, squad.retry_at = "", 0, at
-        return [self._announce(), *self.tick(at)]
+            if name in self._squads:
+                self._squads[name].change(deployment, revision, at)
+            else:
+                self._squads[name] = Squad(deployment, revision, self._numbers.setdefault(name, _numbers(self._life)))
+        return [self.expected(), *self.tick(at)]
 
     def worker_ready(self, name: str, at: float) -> list[Effect]:
         """The coordinator says that a worker serves."""
         squad, member = self._find(name)
-        if squad is not None and member is not None and member.state is MemberState.STARTING:
-            member.state, member.since = MemberState.READY, at
-            squad.failures, squad.trouble = 0, ""
-            if squad.unhealthy:
-                squad.unhealthy = ""
-                return [self._announce()]
-        return []
+        if squad is None or member is None or member.state is not MemberState.STARTING:
+            return []
+        was_unhealthy = bool(squad.unhealthy)
+        member.state, member.since, member.unplaced = MemberState.READY, at, ""
+        squad.failures, squad.trouble, squad.unhealthy = 0, "", ""
+        return [*([self.expected()] if was_unhealthy else []), *self.tick(at)]
 
     def start_failed(self, name: str, text: str) -> list[Effect]:
         """The coordinator says that a worker's pipeline could not be made; the worker ends by itself."""
@@ -154,8 +135,31 @@ class Fleet:
             squad.trouble = text
         return []
 
+    def unplaced(self, why: Mapping[str, str], at: float) -> list[Effect]:
+        """Which workers have been launched and have no place to run yet, and what is missing; all others have one."""
+        for member in self.members:
+            if member.state is MemberState.STARTING:
+                if member.unplaced and member.name not in why:
+                    member.since = at
+                member.unplaced = why.get(member.name, "")
+        return self.tick(at)
+
+    def loads(self, loads: Mapping[str, tuple[int, int]], at: float) -> list[Effect]:
+        """How many requests each deployment has now, and had at most since the last report."""
+        for name, (ongoing, peak) in loads.items():
+            squad = self._squads.get(name)
+            if squad is not None and squad.scaler is not None:
+                squad.scaler.observe(ongoing=ongoing, peak=peak, at=at)
+        return self.tick(at)
+
     def coordinator_silent(self) -> list[Effect]:
-        """No coordinator is heard: that a worker ends before it could be announced says nothing of its pipeline."""
+        """No coordinator is heard: that a worker ends before it could be announced says nothing of its pipeline.
+
+        Nor does what a new one says of the load, before all clients are back, continue what was known of it.
+        """
+        for squad in self._squads.values():
+            if squad.scaler is not None:
+                squad.scaler.forget()
         for member in self.members:
             member.excused = member.excused or member.state is MemberState.STARTING
         return []
@@ -176,9 +180,12 @@ class Fleet:
         del squad.members[name]
         effects: list[Effect] = []
         if member.state is MemberState.STARTING and (member.trouble or not member.excused):
-            effects = self._count_failure(squad, member.trouble or squad.trouble or text, at)
-        elif member.state is not MemberState.DRAINING:
-            self._count_death(squad, at - member.since, at)
+            if squad.count_failure(member.trouble or squad.trouble or text, at):
+                effects = [self.expected()]
+        elif member.state is MemberState.DRAINING:
+            squad.left_its_place(at)
+        else:
+            squad.count_death(at - member.since, at)
         return [*effects, *self.tick(at)]
 
     def stop(self, at: float) -> list[Effect]:
@@ -186,106 +193,78 @@ class Fleet:
         self._stopping = True
         self._retired.extend(self._squads.values())
         self._squads.clear()
+        self._told = []
         return self.tick(at)
 
     def tick(self, at: float) -> list[Effect]:
         """Bring numbers to what they should be."""
         effects: list[Effect] = []
         for squad in self._squads.values():
-            effects += self._reconcile(squad, at)
+            effects += squad.reconcile(at)
         for squad in self._retired:
-            effects += [effect for member in squad.present for effect in self._dismiss(member, at)]
+            effects += [dismiss(member, at) for member in squad.present]
         effects += self._overdue(at)
+        if self._told != self._telling():
+            effects.append(self.expected())
         self._retired = [squad for squad in self._retired if squad.members]
         if self._stopping and not self._retired and not self._finished:
             self._finished = True
             effects.append(Finished())
         return effects
 
-    # -- rules --------------------------------------------------------------------------------------------------------
-
-    def _reconcile(self, squad: _Squad, at: float) -> list[Effect]:
-        missing = squad.deployment.replicas - len(squad.present)
-        if missing > 0 and not squad.unhealthy and at >= squad.retry_at:
-            return [self._launch(squad, at) for _ in range(missing)]
-        # Those that do not serve yet go first, then the newest.
-        expendable = sorted(squad.present, key=lambda member: (member.state is MemberState.READY, -member.since))
-        surplus = expendable[: max(-missing, 0)]
-        return [effect for member in surplus for effect in self._dismiss(member, at)]
-
-    def _launch(self, squad: _Squad, at: float) -> Launch:
-        number = self._numbers[squad.deployment.name] = self._numbers.get(squad.deployment.name, 0) + 1
-        name = f"{squad.deployment.name}-{number}"
-        squad.members[name] = Member(name, MemberState.STARTING, at)
-        return Launch(name=name, deployment=squad.deployment)
-
-    def _dismiss(self, member: Member, at: float) -> list[Effect]:
-        """One that serves may finish; one that never did has nothing to finish."""
-        starting = member.state is MemberState.STARTING
-        member.state, member.since = MemberState.DRAINING, at
-        return [Kill(name=member.name) if starting else Drain(name=member.name)]
-
-    def _count_failure(self, squad: _Squad, text: str, at: float) -> list[Effect]:
-        squad.failures += 1
-        squad.retry_at = at + _delay(squad.failures)
-        if squad.failures < MAX_START_FAILURES or squad.unhealthy:
-            return []
-        squad.unhealthy = f"{squad.failures} workers in a row failed to start; the last: {text}"
-        return [self._announce()]
-
-    def _count_death(self, squad: _Squad, lived_s: float, at: float) -> None:
-        """Replace the dead at once, unless they keep dying young."""
-        squad.quick_deaths = squad.quick_deaths + 1 if lived_s < QUICK_DEATH_S else 0
-        if squad.quick_deaths > 1:
-            squad.retry_at = max(squad.retry_at, at + _delay(squad.quick_deaths - 1))
-
     def _overdue(self, at: float) -> list[Effect]:
+        limits_s = {MemberState.STARTING: self._start_limit_s, MemberState.DRAINING: self._drain_s}
         effects: list[Effect] = []
-        for squad in [*self._squads.values(), *self._retired]:
-            for member in squad.members.values():
-                limit_s = {
-                    MemberState.STARTING: self._start_limit_s,
-                    MemberState.DRAINING: self._drain_s,
-                }.get(member.state)
-                if limit_s is not None and at - member.since > limit_s:
-                    member.trouble = f"it was {member.state.value} for {at - member.since:.0f} s"
-                    member.since = at
-                    effects.append(Kill(name=member.name))
+        for member in self.members:
+            limit_s = None if member.unplaced else limits_s.get(member.state)
+            if limit_s is not None and at - member.since > limit_s:
+                member.trouble = f"it was {member.state.value} for {at - member.since:.0f} s"
+                member.since = at
+                effects.append(Kill(name=member.name))
         return effects
 
-    def _announce(self) -> Announce:
-        return Announce(expected=tuple((squad.deployment, squad.unhealthy) for squad in self._squads.values()))
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def expected(self) -> Announce:
         """What to tell a coordinator that may not know."""
-        return self._announce()
+        self._told = self._telling()
+        return Announce(
+            expected=tuple(
+                Expectation(
+                    deployment=squad.deployment,
+                    replicas=squad.wanted,
+                    unhealthy=squad.unhealthy,
+                    pending=squad.pending,
+                    ready=squad.ready,
+                )
+                for squad in self._squads.values()
+            ),
+        )
 
-    def _find(self, name: str) -> tuple[_Squad | None, Member | None]:
-        for squad in [*self._squads.values(), *self._retired]:
+    def _telling(self) -> list[tuple[int, str]]:
+        return [(squad.wanted, squad.pending) for squad in self._squads.values()]
+
+    def _find(self, name: str) -> tuple[Squad | None, Member | None]:
+        for squad in self._all_squads():
             if name in squad.members:
                 return squad, squad.members[name]
         return None, None
 
+    def _all_squads(self) -> list[Squad]:
+        return [*self._squads.values(), *self._retired]
+
     @property
     def members(self) -> list[Member]:
         """Every worker launched and not ended."""
-        return [member for squad in [*self._squads.values(), *self._retired] for member in squad.members.values()]
+        return [member for squad in self._all_squads() for member in squad.members.values()]
 
     def check_invariants(self) -> None:
         """Raise AssertionError when more workers are present than wanted, or one is counted twice."""
         names = [member.name for member in self.members]
         assert len(names) == len(set(names)), "a worker is in two squads"
         for squad in self._squads.values():
-            assert len(squad.present) <= squad.deployment.replicas, f"too many workers for {squad.deployment.name}"
+            squad.check_invariants()
 
 
-def _delay(times: int) -> float:
-    return min(_FIRST_DELAY_S * 2.0 ** max(times - 1, 0), _MAX_DELAY_S)
-
-
-def _same_workers(new: Deployment | None, old: Deployment) -> bool:
-    """Whether only the number of workers differs, so that those that run may stay."""
-    if new is None:
-        return False
-    names = [name for name in new.__struct_fields__ if name != "replicas"]
-    return all(getattr(new, name) == getattr(old, name) for name in names)
+def _numbers(life: int) -> Iterator[str]:
+    return (f"{life}.{number}" if life else f"{number}" for number in itertools.count(1))

@@ -5,10 +5,12 @@ Speaks with the coordinator through a session of role `fleet`; starts workers th
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from ..errors import TensoryardError
@@ -18,7 +20,7 @@ from ..proto import wire
 from ..proto.deployment import Deployment
 from ..settings import Settings
 from .answers import clean_text
-from .fleet import Announce, Drain, Effect, Finished, Fleet, Kill, Launch
+from .fleet import Announce, Drain, Effect, Expectation, Finished, Fleet, Kill, Launch
 from .launchers import Launcher
 
 log = logger(__name__)
@@ -27,6 +29,10 @@ log = logger(__name__)
 _TICK_S = 0.25
 #: How long the fleet's thread may take to end after the last worker.
 _END_S = 10.0
+#: Of a text that goes to the coordinator; its end says most.
+_MAX_TEXT = 60_000
+#: How long the fleet's thread may take to answer.
+_ANSWER_S = 10.0
 
 
 class FleetRunner:
@@ -39,11 +45,14 @@ class FleetRunner:
         deployments: Sequence[Deployment],
         launcher: Launcher,
         settings: Settings,
+        revision: str = "",
+        life: int = 0,
     ) -> None:
+        """`revision`, `life`: see `Fleet`."""
         self._address = address
         self._launcher = launcher
         self._settings = settings
-        self._fleet = Fleet(drain_s=settings.drain_s)
+        self._fleet = Fleet(drain_s=settings.drain_s, life=life)
         #: Things to do in the fleet's thread; each returns effects.
         self._inbox: queue.SimpleQueue[Callable[[], list[Effect]]] = queue.SimpleQueue()
         self.finished = threading.Event()
@@ -55,7 +64,7 @@ class FleetRunner:
             callbacks=self,
             settings=settings,
         )
-        self.deploy(deployments)
+        self.deploy(deployments, revision=revision)
         self._thread = threading.Thread(target=self._run, name="tensoryard-fleet", daemon=True)
 
     def start(self) -> None:
@@ -63,10 +72,21 @@ class FleetRunner:
         self._session.start()
         self._thread.start()
 
-    def deploy(self, deployments: Sequence[Deployment]) -> None:
-        """Change what should run: the complete list."""
+    def deploy(self, deployments: Sequence[Deployment], *, revision: str = "") -> None:
+        """Change what should run: the complete list; see `Fleet.deploy`."""
         wanted = list(deployments)
-        self._inbox.put(lambda: self._fleet.deploy(wanted, time.monotonic()))
+        self._inbox.put(lambda: self._fleet.deploy(wanted, time.monotonic(), revision=revision))
+
+    def expectations(self) -> tuple[Expectation, ...]:
+        """How far each deployment is, after all that was asked for before. TimeoutError when the fleet has ended."""
+        answer: Future[tuple[Expectation, ...]] = Future()
+
+        def look() -> list[Effect]:
+            answer.set_result(self._fleet.expected().expected)
+            return []
+
+        self._inbox.put(look)
+        return answer.result(_ANSWER_S)
 
     def stop(self) -> None:
         """Drain every worker; `finished` is set when all have ended. Returns at once."""
@@ -85,11 +105,14 @@ class FleetRunner:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        due = time.monotonic()
         while not self.finished.is_set():
-            try:
-                effects = self._inbox.get(timeout=_TICK_S)()
-            except queue.Empty:
-                effects = self._fleet.tick(time.monotonic())
+            effects: list[Effect] = []
+            with contextlib.suppress(queue.Empty):
+                effects = self._inbox.get(timeout=max(due - time.monotonic(), 0.0))()
+            if time.monotonic() >= due:  # however much there is to hear
+                effects += self._fleet.tick(time.monotonic())
+                due = time.monotonic() + _TICK_S
             for effect in effects:
                 self._try(effect)
 
@@ -112,6 +135,7 @@ class FleetRunner:
                 self._launcher.kill(effect.name)
             case Announce():
                 self._session.post(_deployments_message(effect))
+                self._launcher.plan([(entry.deployment, entry.replicas) for entry in effect.expected])
             case Finished():
                 # The coordinator may leave once the fleet has said goodbye.
                 self._session.close()
@@ -143,6 +167,9 @@ class FleetRunner:
                 self._inbox.put(lambda: self._fleet.start_failed(name, text))
             case wire.WorkerNotice(worker=name, text=text):
                 self._inbox.put(lambda: self._fleet.worker_lost(name, text))
+            case wire.Loads(loads=loads):
+                told = {load.deployment: (load.ongoing, load.peak) for load in loads}
+                self._inbox.put(lambda: self._fleet.loads(told, time.monotonic()))
             case wire.Shutdown():
                 self.stop()
 
@@ -165,14 +192,15 @@ def _deployments_message(effect: Announce) -> wire.Deployments:
     return wire.Deployments(
         deployments=[
             wire.Expected(
-                deployment=deployment.name,
-                model=deployment.model,
-                task=deployment.task.value,
-                replicas=deployment.replicas,
-                unhealthy=clean_text(unhealthy[-60_000:], 60_000),
-                max_queued=deployment.max_queued,
-                max_queued_bytes=deployment.max_queued_bytes,
+                deployment=expected.deployment.name,
+                model=expected.deployment.model,
+                task=expected.deployment.task.value,
+                replicas=expected.replicas,
+                unhealthy=clean_text(expected.unhealthy[-_MAX_TEXT:], _MAX_TEXT),
+                max_queued=expected.deployment.max_queued,
+                max_queued_bytes=expected.deployment.max_queued_bytes,
+                pending=clean_text(expected.pending[:_MAX_TEXT], _MAX_TEXT),
             )
-            for deployment, unhealthy in effect.expected
+            for expected in effect.expected
         ],
     )

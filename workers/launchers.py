@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,9 @@ OnEnd = Callable[[str, str], None]
 
 class Launcher(Protocol):
     """What a fleet needs to run workers."""
+
+    def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
+        """How many workers of each deployment are wanted now; a cluster that can grow may prepare for them."""
 
     def launch(self, name: str, deployment: Deployment, address: str, on_end: OnEnd) -> None:
         """Start a worker; `on_end` is called once when it has ended, and never when this raises."""
@@ -65,6 +68,9 @@ class ProcessLauncher:
         # Held open by us alone: the workers see the other end close when we are gone.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         _launchers.add(self)
+
+    def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
+        """This machine is as large as it is."""
 
     def launch(self, name: str, deployment: Deployment, address: str, on_end: OnEnd) -> None:
         """Start a worker process in a session of its own, so that Ctrl-C is ours to act on."""

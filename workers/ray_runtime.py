@@ -1,46 +1,69 @@
-"""Ray's part: the actors in which coordinator, fleet and workers run, and the launcher that makes worker actors.
+"""Ray's part: the actors in which coordinator and fleet run.
 
-Ray places and ends processes, nothing else; requests never pass through it. The only module, with `deploy/local.py`,
-that imports ray, and only when it is used.
+`deploy/ray_cluster.py` makes them, for as long as a process lives or detached from it; the fleet's workers are actors
+too (`ray_launcher.py`). A detached cluster outlives whoever started it and ends by a client's word alone.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from ..coordinator import Coordinator
-from ..errors import ShuttingDown, TensoryardError
 from ..logs import logger
 from ..proto.deployment import Deployment
 from ..settings import Settings
+from .fleet import Expectation
 from .fleet_runner import FleetRunner
-from .launchers import OnEnd
-from .main import run_worker
+from .ray_launcher import RayLauncher
 
 log = logger(__name__)
 
 _READY_TIMEOUT_S = 30.0
+COORDINATOR, FLEET = "coordinator", "fleet"
+#: Where a fleet's orders are kept in Ray's own store.
+_KV_NAMESPACE = b"tensoryard"
+
+
+def namespace_of(name: str) -> str:
+    """Ray's namespace of a cluster's actors."""
+    return f"tensoryard-{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorOrder:
+    """What a coordinator's actor is made with. `listen`: addresses beside the one that goes with the name."""
+
+    name: str
+    settings: Settings
+    listen: tuple[str, ...] = ()
+    #: It outlives who made it, and takes itself away when the cluster has been shut down.
+    detached: bool = False
 
 
 class CoordinatorActor:
     """A coordinator in a Ray actor: serves from the moment it is made; Ray makes it anew when it dies."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, order: CoordinatorOrder) -> None:
         self._coordinator: Coordinator | None = None
         self._error: BaseException | None = None
         self._bound = threading.Event()
         self._ended = threading.Event()
-        threading.Thread(target=self._run, args=(name, settings), daemon=True).start()
+        threading.Thread(target=self._run, args=(order,), daemon=True).start()
         if not self._bound.wait(_READY_TIMEOUT_S) or self._error is not None:
             raise self._error or TimeoutError("the coordinator did not begin to listen")
 
-    def _run(self, name: str, settings: Settings) -> None:
+    def _run(self, order: CoordinatorOrder) -> None:
         """Make the sockets in the thread that uses them, and serve."""
         try:
-            self._coordinator = Coordinator(name=name, settings=settings, expects_fleet=True)
+            self._coordinator = Coordinator(
+                name=order.name, addresses=order.listen, settings=order.settings, expects_fleet=True
+            )
         except BaseException as error:
             self._error = error
             return
@@ -52,11 +75,13 @@ class CoordinatorActor:
             log.exception("the coordinator failed")
             os._exit(1)  # crash-only: Ray starts a fresh one
         self._ended.set()
+        if order.detached:
+            _end_for_good(order.name, COORDINATOR)
 
-    def address(self) -> str:
-        """Where it listens."""
+    def addresses(self) -> list[str]:
+        """Where it listens: on its own host first."""
         assert self._coordinator is not None, "a made actor listens"
-        return self._coordinator.address
+        return self._coordinator.addresses
 
     def pid(self) -> int:
         """Its process, for people and tests."""
@@ -74,21 +99,74 @@ class CoordinatorActor:
         return self._ended.wait(timeout_s)
 
 
-class FleetActor:
-    """The fleet in a Ray actor; its workers are actors too."""
+@dataclass(frozen=True, kw_only=True)
+class FleetOrder:
+    """What a fleet is to run, and in what. Kept where a fleet that Ray makes anew finds the last one."""
 
-    def __init__(self, address: str, deployments: Sequence[Deployment], settings: Settings) -> None:
+    name: str
+    addresses: tuple[str, ...]
+    deployments: tuple[Deployment, ...]
+    settings: Settings
+    #: Ray's runtime environment of the workers: where a job's files are, for example.
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    #: Raised when all workers are to be replaced though their deployments are the same.
+    restarts: int = 0
+    #: Fleets of this cluster that died.
+    lives: int = 0
+    detached: bool = False
+    #: Tell Ray's autoscaler what is wanted, so that it adds nodes.
+    asks_for_nodes: bool = False
+
+    @property
+    def revision(self) -> str:
+        """Changes when workers have to be replaced though their deployments are the same."""
+        return msgspec.json.encode([self.environment, self.restarts], order="sorted").decode()
+
+
+class FleetActor:
+    """The fleet in a Ray actor; its workers are actors too, and end with it."""
+
+    def __init__(self, order: FleetOrder) -> None:
+        import ray
+
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            order = _last_order(order)
+            order = replace(order, lives=order.lives + 1)
+        self._order = order
+        _keep(order)
+        self._launcher = RayLauncher(order.addresses, order.settings)
+        self._launcher.environment = order.environment
+        self._launcher.asks_for_nodes = order.asks_for_nodes
         self._runner = FleetRunner(
-            address=address,
-            deployments=deployments,
-            launcher=RayLauncher(settings),
-            settings=settings,
+            address=order.addresses[0],
+            deployments=order.deployments,
+            launcher=self._launcher,
+            settings=order.settings,
+            revision=order.revision,
+            life=order.lives,
         )
         self._runner.start()
+        if order.detached:
+            threading.Thread(target=self._leave, daemon=True).start()
 
-    def deploy(self, deployments: Sequence[Deployment]) -> None:
-        """Change what should run."""
-        self._runner.deploy(deployments)
+    def deploy(
+        self, deployments: Sequence[Deployment], environment: Mapping[str, Any] | None = None, *, restart: bool = False
+    ) -> None:
+        """Change what should run, in which environment (None: the same), or replace all workers by fresh ones."""
+        order = self._order
+        self._order = replace(
+            order,
+            deployments=tuple(deployments),
+            environment=order.environment if environment is None else environment,
+            restarts=order.restarts + restart,
+        )
+        _keep(self._order)
+        self._launcher.environment = self._order.environment
+        self._runner.deploy(deployments, revision=self._order.revision)
+
+    def expectations(self) -> Sequence[Expectation]:
+        """How far each deployment is."""
+        return self._runner.expectations()
 
     def pid(self) -> int:
         """Its process, for people and tests."""
@@ -97,84 +175,64 @@ class FleetActor:
     def close(self, timeout_s: float) -> None:
         """Drain every worker, then end."""
         self._runner.close(timeout_s)
+        _forget(self._order)
+
+    def _leave(self) -> None:
+        """A client has shut the cluster down: when the last worker has ended, nothing of the fleet is to stay."""
+        self._runner.finished.wait()
+        self._launcher.plan([])
+        _forget(self._order)
+        _end_for_good(self._order.name, FLEET)
 
 
-class WorkerActor:
-    """A worker in a Ray actor."""
+def _end_for_good(name: str, role: str) -> None:
+    """End this very actor, in a way that Ray does not answer by making it anew."""
+    import ray
 
-    def run(self, address: str, deployment: Deployment, name: str, settings: Settings) -> int:
-        """Work until drained; see `run_worker`. Ray keeps its own signal handlers."""
-        if not deployment.num_gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the variable alone then, and all GPUs would be seen
-        return run_worker(address, deployment, name=name, settings=settings, signals=False)
+    ray.kill(ray.get_actor(role, namespace=namespace_of(name)), no_restart=True)
 
 
-class RayLauncher:
-    """Workers as Ray actors, with the resources that their deployment asks for."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._actors: dict[str, Any] = {}
-        self._watchers: list[threading.Thread] = []
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def launch(self, name: str, deployment: Deployment, address: str, on_end: OnEnd) -> None:
-        """Make an actor and set it to work; a thread waits for its end."""
-        import ray
-
-        with self._lock:
-            if self._closed:
-                raise ShuttingDown("this launcher is closed")
-            actor: Any = (
-                ray.remote(WorkerActor)
-                .options(
-                    num_cpus=deployment.num_cpus,
-                    num_gpus=deployment.num_gpus,
-                    resources=deployment.resources or None,
-                    max_restarts=0,  # the fleet replaces workers, by what it knows of their deployment
-                )
-                .remote()
-            )
-            self._actors[name] = actor
-            ended = actor.run.remote(address, deployment, name, self._settings)
-            watcher = threading.Thread(target=self._watch, args=(name, ended, on_end), daemon=True)
-            self._watchers = [thread for thread in self._watchers if thread.is_alive()] + [watcher]
-            watcher.start()
-
-    def _watch(self, name: str, ended: Any, on_end: OnEnd) -> None:
-        import ray
-
-        try:
-            text = f"its worker returned {ray.get(ended)}"
-        except Exception as error:  # whatever it was, the fleet must know that this worker is no more
-            text = f"its actor died: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        try:
-            self.kill(name)
-        finally:
-            on_end(name, text)
-
-    def kill(self, name: str) -> None:
-        """End an actor's process."""
-        import ray
-
-        with self._lock:
-            actor = self._actors.pop(name, None)
-        if actor is not None:
-            ray.kill(actor)
-
-    def close(self) -> None:
-        """End all, and wait until Ray says so."""
-        with self._lock:
-            self._closed = True
-            names = list(self._actors)
-        for name in names:
-            self.kill(name)
-        for watcher in self._watchers:
-            watcher.join(timeout=10)
+# -- what a fleet remembers beyond its own death ----------------------------------------------------------------------
 
 
-def as_ray_error(error: Exception) -> TensoryardError | Exception:
-    """The error of ours inside one of Ray's, where there is one."""
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, TensoryardError) else error
+class _Kept(msgspec.Struct, frozen=True):
+    """The part of an order that changes."""
+
+    deployments: list[Deployment]
+    environment: dict[str, Any]
+    restarts: int
+    lives: int
+
+
+def _key(order: FleetOrder) -> bytes:
+    return f"fleet/{order.name}".encode()
+
+
+def _keep(order: FleetOrder) -> None:
+    from ray.experimental import internal_kv
+
+    kept = _Kept(list(order.deployments), dict(order.environment), order.restarts, order.lives)
+    internal_kv._internal_kv_put(_key(order), msgspec.msgpack.encode(kept), namespace=_KV_NAMESPACE)  # noqa: SLF001
+
+
+def _last_order(order: FleetOrder) -> FleetOrder:
+    """The last order that this cluster's fleet was given; the first, where none is kept."""
+    from ray.experimental import internal_kv
+
+    found = internal_kv._internal_kv_get(_key(order), namespace=_KV_NAMESPACE)  # noqa: SLF001
+    if found is None:
+        return order
+    kept = msgspec.msgpack.decode(found, type=_Kept)
+    return replace(
+        order,
+        deployments=tuple(kept.deployments),
+        environment=kept.environment,
+        restarts=kept.restarts,
+        lives=kept.lives,
+    )
+
+
+def _forget(order: FleetOrder) -> None:
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_del(_key(order), namespace=_KV_NAMESPACE)  # noqa: SLF001

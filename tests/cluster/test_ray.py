@@ -67,7 +67,7 @@ def test_a_killed_coordinator_actor_is_made_anew(ray_yard: ty.Yard, eventually: 
 
     with ray_yard.connect() as client:
         epoch = client.status().epoch
-        os.kill(ray.get(ray_yard._runtime.coordinator.pid.remote()), signal.SIGKILL)
+        os.kill(ray.get(ray_yard._runtime.cluster.coordinator.pid.remote()), signal.SIGKILL)
         replies = [client.submit(ty.EmbeddingsRequest(model="moody", input="four")) for _ in range(20)]
         assert all((reply.result(100).embeddings == 4).all() for reply in replies)
         assert client.status().epoch != epoch

@@ -493,6 +493,25 @@ def test_w_37_only_a_client_that_speaks_answers_gets_them(scene):
     assert one_by_one == [(wire.Final, "old-0", b"3"), (wire.Partial, "old-1", b"4"), (wire.Final, "old-2", b"5")]
 
 
+def test_w_48_only_a_fleet_that_speaks_loads_gets_them(scene):
+    """With each beat: requests that wait and run now, and the most at once since the beat before."""
+    for peer, features in [(b"new", wire.FEATURES), (b"old", [])]:
+        scene.join(peer, "fleet", name=peer.decode(), features=features)
+        scene.say(peer, wire.Deployments(deployments=[msgspec.structs.replace(EXPECTED, model="m")]))
+    scene.worker(b"w", credits=1)
+    scene.client(b"c")
+    for number in range(3):
+        scene.say(b"c", submit(f"r-{number}"), b"body")
+    scene.say(b"c", wire.Cancel(request_id="r-2"))
+    scene.wait(2 * SETTINGS.heartbeat_s)
+    told = [message.loads for message, _ in scene.all(b"new") if isinstance(message, wire.Loads)]
+    deployment = told[-1][0].deployment
+    assert [(load.deployment, load.ongoing) for [load] in told] == [(deployment, 2)] * len(told)
+    assert [load.peak for [load] in told] == [3, *[2] * (len(told) - 1)]
+    assert len(told) >= 2
+    assert not [message for message, _ in scene.all(b"old") if isinstance(message, wire.Loads)]
+
+
 def test_an_error_keeps_its_place_among_answers(scene):
     """What a client was to get before it leaves before it, and what comes after, after."""
     scene.worker(b"w")

@@ -25,7 +25,7 @@ READY = wire.Ready(
 )
 OUTPUT = wire.Output(request_id="r", attempt=4, seq=5, done=True, frames=1, code="c", text="x")
 EXPECTED = wire.Expected(
-    deployment="d", model="m", task="t", replicas=2, unhealthy="u", max_queued=3, max_queued_bytes=4
+    deployment="d", model="m", task="t", replicas=2, unhealthy="u", max_queued=3, max_queued_bytes=4, pending="p"
 )
 
 
@@ -41,7 +41,7 @@ def shared_fields(one, other):
         (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 11),
         (READY, translation.worker_readied("w", READY, 1.0), 8),
         (OUTPUT, translation.output_arrived("w", OUTPUT, 1.0), 6),
-        (EXPECTED, translation.deployments_changed(wire.Deployments(deployments=[EXPECTED]), 1.0).deployments[0], 7),
+        (EXPECTED, translation.deployments_changed(wire.Deployments(deployments=[EXPECTED]), 1.0).deployments[0], 8),
     ],
     ids=["SUBMIT", "READY", "an output", "an expected deployment"],
 )

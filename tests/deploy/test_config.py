@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from tensoryard import Autoscale
 from tensoryard.deploy.config import MAX_FILE_BYTES, find_pipeline, installed_pipelines, load, parse_deployment
 from tensoryard.errors import ConfigError
 from tensoryard.proto.pipeline import PipelineTask
@@ -103,6 +104,13 @@ def test_a_mapping_makes_a_deployment():
     assert (deployment.replicas, deployment.num_cpus, deployment.max_batch_size) == (3, 1.0, None)
 
 
+def test_the_number_of_workers_may_follow_the_load():
+    """A table in the place of the number."""
+    deployment = parse_deployment({**MINIMAL, "replicas": {"min": 0, "max": 8, "downscale_delay_s": 5}})
+    assert deployment.replicas == Autoscale(min=0, max=8, downscale_delay_s=5)
+    assert (deployment.least_replicas, deployment.most_replicas) == (0, 8)
+
+
 def test_the_pipelines_of_the_package_are_known_by_name():
     """The three pipelines that come with the package can be named in a deployment."""
     assert {"minilm", "photo-edit", "espeak"} <= set(installed_pipelines())
@@ -111,9 +119,21 @@ def test_the_pipelines_of_the_package_are_known_by_name():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"replicas": "two"}, ["`replicas` must be a whole number, not 'two' (a text)"]),
-        ({"replicas": 1.5}, ["`replicas` must be a whole number, not 1.5 (a number)"]),
-        ({"replicas": True}, ["`replicas` must be a whole number, not True (true or false)"]),
+        (
+            {"replicas": "two"},
+            ["`replicas` must be a whole number, or a table with `max` and perhaps `min`, not 'two' (a text)"],
+        ),
+        (
+            {"replicas": 1.5},
+            ["`replicas` must be a whole number, or a table with `max` and perhaps `min`, not 1.5 (a number)"],
+        ),
+        (
+            {"replicas": True},
+            ["`replicas` must be a whole number, or a table with `max` and perhaps `min`, not True (true or false)"],
+        ),
+        ({"replicas": {"min": 1}}, ["`replicas.max` is missing"]),
+        ({"replicas": {"max": 3, "maximum": 4}}, ["unknown key of `replicas` 'maximum' (did you mean 'max'?)"]),
+        ({"replicas": {"max": 0}}, ["`replicas.max` must be at least 1"]),
         ({"replicas": -1}, ["`replicas`", "at least 0, not -1"]),
         ({"max_batch_size": 0}, ["`max_batch_size`", "at least 1, not 0"]),
         ({"num_cpus": False}, ["`num_cpus` must be a number, not False"]),

@@ -23,6 +23,7 @@ from tensoryard.workers.fleet import (
     Launch,
     MemberState,
 )
+from tensoryard.workers.squad import CRAMPED_S
 
 from .support import deployment_of
 
@@ -46,7 +47,7 @@ def drained(effects: Sequence[Effect]) -> list[str]:
 def announced(effects: Sequence[Effect]) -> dict[str, str]:
     """Model to trouble, of the last list told."""
     told = [effect for effect in effects if isinstance(effect, Announce)]
-    return {deployment.model: unhealthy for deployment, unhealthy in told[-1].expected} if told else {}
+    return {entry.deployment.model: entry.unhealthy for entry in told[-1].expected} if told else {}
 
 
 def started(replicas: int = 1, **fields: Any) -> tuple[Fleet, list[str]]:
@@ -110,18 +111,166 @@ def test_one_that_starts_goes_before_one_that_serves():
     assert (killed(effects), drained(effects)) == ([slow], [])
 
 
-def test_changed_options_replace_the_workers():
-    """Old ones finish what they hold, new ones start with the new options; nothing is counted as a failure."""
+def roll(fleet: Fleet, effects: list[Effect], at: float) -> list[list[Effect]]:
+    """Processes that do as told, until nothing is to be done: what followed, step by step."""
+    steps = []
+    while effects:
+        steps.append(effects)
+        following: list[Effect] = []
+        for effect in effects:
+            match effect:
+                case Launch(name=name):
+                    following += fleet.worker_ready(name, at)
+                case Drain(name=name) | Kill(name=name):
+                    following += fleet.worker_ended(name, "as told", at)
+        fleet.check_invariants()
+        effects = following
+    return steps
+
+
+def test_changed_options_replace_the_workers_one_after_the_other():
+    """A new one starts beside the old ones; when it serves, the oldest is let go; nothing is counted as a failure."""
     fleet, old = started(2)
     changed = wanted(replicas=2, options={"a": 1})
     effects = fleet.deploy([changed], 1.0)
-    new = launched(effects)
-    assert drained(effects) == old
+    [first] = launched(effects)
+    assert drained(effects) == []
+    effects = fleet.worker_ready(first, 2.0)
+    assert drained(effects) == [old[0]]
+    [second] = launched(effects)
+    assert fleet.worker_ended(old[0], "drained", 3.0) == []
+    assert pending(effects) == ["workers yet to be replaced: 1"]
+    assert not any(entry.is_settled for entry in fleet.expected().expected)
+    effects = fleet.worker_ready(second, 4.0)
+    assert drained(effects) == [old[1]]
+    assert pending(effects) == [""]
+    assert fleet.worker_ended(old[1], "drained", 5.0) == []
+    assert all(entry.is_settled for entry in fleet.expected().expected)
+    assert [(member.name, member.deployment) for member in fleet.members] == [(first, changed), (second, changed)]
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 8, 17])
+def test_as_many_as_wanted_serve_at_any_moment_of_a_change(replicas):
+    """However many there are: at most a quarter more at once, and never fewer that serve than wanted."""
+    fleet, old = started(replicas)
+    serving, most = set(old), 0
+    effects = fleet.deploy([wanted(replicas=replicas, options={"a": 1})], 1.0)
+    while effects:
+        effect, *effects = effects
+        match effect:
+            case Launch(name=name):
+                most = max(most, len([member for member in fleet.members if member.state is not MemberState.DRAINING]))
+                effects += fleet.worker_ready(name, 2.0)
+                serving.add(name)
+            case Drain(name=name):
+                serving.remove(name)
+                effects += fleet.worker_ended(name, "drained", 2.0)
+        assert len(serving) >= replicas
+    assert serving.isdisjoint(old)
+    assert len(serving) == replicas
+    assert most <= replicas + max(1, replicas // 4)
+
+
+def test_a_change_that_does_not_start_leaves_the_old_ones_serving():
+    """Three failures: the new options are given up and said to be unhealthy; what served goes on, to the last."""
+    fleet, old = started(2)
+    effects = fleet.deploy([wanted(replicas=2, options={"a": 1})], 0.0)
+    for number in range(MAX_START_FAILURES):
+        [name] = launched(effects)
+        effects = fail(fleet, name, 100.0 * number)
+        told = announced(effects)
+        effects = fleet.tick(100.0 * number + 50.0)
+    assert "no weights" in told["m"]
+    assert effects == []
+    assert [member.name for member in fleet.members] == old
+
+
+def test_a_change_back_keeps_those_that_are_still_there():
+    """The old options again in mid-change: old workers are the right ones again, the new one goes, the gone return."""
+    fleet, old = started(2)
+    [new] = launched(fleet.deploy([wanted(replicas=2, options={"a": 1})], 1.0))
+    [newer] = launched(fleet.worker_ready(new, 2.0))
+    fleet.worker_ended(old[0], "drained", 3.0)
+    effects = fleet.deploy([wanted(replicas=2)], 4.0)
+    assert killed(effects) == [newer]
+    [back] = launched(effects)
+    assert drained(fleet.worker_ready(back, 5.0)) == [new]
+    assert {m.name for m in fleet.members if m.state is MemberState.READY} == {old[1], back}
+
+
+def test_a_change_during_a_change_ends_with_the_last():
+    """Workers of both earlier versions go, those that serve only when there is one in their place."""
+    fleet, _ = started(4)
+    effects = fleet.deploy([wanted(replicas=4, options={"v": 2})], 1.0)
+    effects = fleet.worker_ready(launched(effects)[0], 2.0)
+    last = wanted(replicas=3, options={"v": 3})
+    roll(fleet, [*effects, *fleet.deploy([last], 3.0)], 4.0)
+    assert [member.deployment for member in fleet.members] == [last] * 3
+
+
+def test_a_change_of_numbers_for_the_queue_leaves_the_workers_alone():
+    """What only the coordinator goes by is told to it, and nothing restarts."""
+    fleet, names = started(2)
+    effects = fleet.deploy([wanted(replicas=2, max_queued=5)], 1.0)
+    assert effects == [fleet.expected()]
+    assert [member.name for member in fleet.members] == names
+
+
+def test_another_revision_replaces_all_workers():
+    """The same deployment in another environment: rolled over; the same revision again changes nothing."""
+    fleet, old = started(2)
+    roll(fleet, fleet.deploy([wanted(replicas=2)], 1.0, revision="b"), 2.0)
+    new = [member.name for member in fleet.members]
     assert len(new) == 2
-    assert all(effect.deployment == changed for effect in effects if isinstance(effect, Launch))
-    for name in old:
-        assert fleet.worker_ended(name, "drained", 2.0) == []
-    assert sorted(member.name for member in fleet.members) == sorted(new)
+    assert set(new).isdisjoint(old)
+    assert launched(fleet.deploy([wanted(replicas=2)], 3.0, revision="b")) == []
+
+
+def test_another_task_under_the_same_name_is_another_deployment():
+    """No request is served by both: the old workers go at once, the new ones come."""
+    fleet, old = started(2)
+    other = wanted(replicas=2, task=ty.PipelineTask.AUDIO_GENERATION)
+    effects = fleet.deploy([other], 1.0)
+    assert drained(effects) == old
+    assert len(launched(effects)) == 2
+
+
+def test_where_there_is_no_place_for_one_more_an_old_one_makes_room():
+    """The new worker waits for a place: after a while one old worker is let go before it serves, and only one."""
+    fleet, old = started(2)
+    [new] = launched(fleet.deploy([wanted(replicas=2, options={"a": 1})], 0.0))
+    fleet.unplaced({new: "no free GPU"}, 1.0)
+    assert fleet.tick(CRAMPED_S) == []
+    effects = fleet.tick(CRAMPED_S + 0.1)
+    assert (drained(effects), launched(effects)) == ([old[0]], [])
+    assert fleet.tick(CRAMPED_S + 5.0) == []
+    assert fleet.worker_ended(old[0], "drained", 20.0) == []
+    [newer] = launched(fleet.unplaced({}, 21.0))
+    assert fleet.tick(100.0) == []
+    assert fleet.worker_ready(new, 101.0) == []
+    assert drained(fleet.unplaced({newer: "no free GPU"}, 102.0)) == [old[1]]
+
+
+# -- places -----------------------------------------------------------------------------------------------------------
+
+
+def pending(effects: Sequence[Effect]) -> list[str]:
+    return [entry.pending for effect in effects if isinstance(effect, Announce) for entry in effect.expected]
+
+
+def test_workers_without_a_place_are_told_of_and_not_counted_as_failures():
+    """What is missing is announced when it changes; the limit for a start begins when there is a place."""
+    fleet = Fleet(start_limit_s=50.0)
+    one, two = launched(fleet.deploy([wanted(replicas=2)], 0.0))
+    why = {one: "no node has 2 GPUs", two: "no node has 2 GPUs"}
+    assert pending(fleet.unplaced(why, 5.0)) == ["2 of 2 workers wait for a place: no node has 2 GPUs"]
+    assert fleet.unplaced(why, 6.0) == []
+    assert fleet.tick(1000.0) == []
+    assert pending(fleet.unplaced({two: "no node has 2 GPUs"}, 1000.0)) == [
+        "1 of 2 workers wait for a place: no node has 2 GPUs"
+    ]
+    assert killed(fleet.tick(1051.0)) == [one]
+    assert pending(fleet.worker_ready(two, 1052.0)) == [""]
 
 
 def test_a_deployment_that_is_gone_ends():
@@ -186,8 +335,8 @@ def test_a_deployment_that_never_starts_is_given_up():
     fleet = given_up()
     assert fleet.members == []
     assert fleet.tick(1e9) == []
-    [(_, unhealthy)] = fleet.expected().expected
-    assert unhealthy == "3 workers in a row failed to start; the last: Traceback ...\nValueError: number 2"
+    [entry] = fleet.expected().expected
+    assert entry.unhealthy == "3 workers in a row failed to start; the last: Traceback ...\nValueError: number 2"
 
 
 def test_a_changed_deployment_gets_a_fresh_start():
@@ -270,8 +419,8 @@ def test_workers_that_end_while_no_coordinator_is_heard_are_no_failed_starts():
     assert len(again) == len(names)
     for name in again[:-1]:
         fleet.worker_ended(name, "heard a coordinator, and failed", 50.0)
-    [(_, unhealthy)] = fleet.expected().expected
-    assert "3 workers in a row failed to start" in unhealthy
+    [entry] = fleet.expected().expected
+    assert "3 workers in a row failed to start" in entry.unhealthy
 
 
 def test_a_start_that_fails_in_words_counts_even_then():
@@ -456,7 +605,7 @@ class AnyCourse(RuleBasedStateMachine):
                     assert name in self.alive, "killed what does not run"
                     self.killed.add(name)
                 case Announce(expected=expected):
-                    assert {deployment.name: deployment for deployment, _ in expected} == self.wanted
+                    assert {entry.deployment.name: entry.deployment for entry in expected} == self.wanted
                 case Finished():
                     assert self.stopping
                     assert not self.alive, "finished while workers run"
@@ -489,6 +638,11 @@ class AnyCourse(RuleBasedStateMachine):
         self.see(self.fleet.start_failed(self.any_name(data), "Traceback"))
 
     @rule(data=st.data())
+    def unplaced(self, data: st.DataObject) -> None:
+        names = data.draw(st.sets(st.sampled_from([*sorted(self.alive), "stranger"])))
+        self.see(self.fleet.unplaced(dict.fromkeys(names, "no room"), self.at))
+
+    @rule(data=st.data())
     def lost(self, data: st.DataObject) -> None:
         self.see(self.fleet.worker_lost(self.any_name(data), "it hung"))
 
@@ -519,14 +673,15 @@ class AnyCourse(RuleBasedStateMachine):
         assert sorted(member.name for member in self.fleet.members) == sorted(self.alive)
         assert self.finished <= 1
         for name, deployment in self.wanted.items():
-            serving = [n for n, d in self.alive.items() if d.name == name and n not in self.doomed]
-            assert len(serving) <= deployment.replicas
+            serving = [d for n, d in self.alive.items() if d.name == name and n not in self.doomed]
+            rolling = any(d.options != deployment.options for d in serving)
+            assert len(serving) <= deployment.replicas + rolling * max(1, deployment.replicas // 4)
 
     def teardown(self) -> None:
         """Left in peace, with every process doing as it is told, the fleet gets to what is wanted."""
         if not hasattr(self, "fleet"):
             return
-        for _ in range(3):
+        for _ in range(12):
             for name in self.doomed:
                 self.end(name)
             self.see(self.fleet.deploy(list(self.wanted.values()), self.at))
@@ -537,6 +692,7 @@ class AnyCourse(RuleBasedStateMachine):
         counts = {name: sum(d.name == name for d in self.alive.values()) for name in self.wanted}
         assert counts == {name: deployment.replicas for name, deployment in self.wanted.items()}
         assert len(self.alive) == sum(counts.values())
+        assert all(d.options == self.wanted[d.name].options for d in self.alive.values())
         assert self.finished == self.stopping
 
 

@@ -249,6 +249,13 @@ def make_runner(hub, pretending) -> Iterator[Callable[..., FleetRunner]]:
         assert not runner._session._thread.is_alive()
 
 
+def test_time_passes_however_often_the_fleet_is_asked(hub, pretending, make_runner):
+    """Delays and limits are looked at while questions come without a pause."""
+    pretending.refuse = OSError("no memory")
+    runner = make_runner(deployment_of("mod:create"))
+    until(lambda: runner.expectations()[0].unhealthy, "it is given up, after two delays")
+
+
 def test_a_launch_that_raises_is_a_failed_start(hub, pretending, make_runner):
     """Three times, then the deployment is given up with the reason, and the fleet goes on."""
     pretending.refuse = OSError("no memory for caf\udce9")
