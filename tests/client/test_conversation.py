@@ -56,7 +56,7 @@ class Scene:
             raise self.faults[body[0]]
         return body[0]
 
-    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20, retry=None):
+    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20, retry=None, hellos=0):
         tell = lambda key, parts: self.conversation.consumed(str(key), parts)
         cancel = lambda key: self.conversation.cancel(str(key))
         reading = Reading(parts=window, size_bytes=window_bytes)
@@ -67,6 +67,7 @@ class Scene:
             output_type=bytes,
             sent_at=self.at,
             deadline=self.at + deadline_s if deadline_s is not None else None,
+            hellos=hellos,
             retry=retry,
         )
         self.conversation.submit(entry, 0.0)
@@ -669,6 +670,16 @@ def test_a_new_coordinator_gets_what_is_under_way(scene):
     assert ending(replies[1]) is errors.RequestCancelled
     scene.final(request_id="a")
     assert ending(replies[0]) == [b"last"]
+
+
+def test_what_came_after_the_hello_is_not_sent_again(scene):
+    """A new coordinator has it, and has perhaps answered: again, it would run twice. The next one has to be told."""
+    for name, hellos in [("before", 1), ("after", 2)]:
+        scene.submit(name, hellos=hellos)
+    for hellos, again in [(2, ["before"]), (2, []), (3, ["before", "after"])]:
+        scene.posted.clear()
+        scene.conversation.welcomed(WELCOME, scene.at, hellos)
+        assert [message.request_id for message, _ in scene.posted] == again
 
 
 def test_the_first_welcome_sends_nothing():

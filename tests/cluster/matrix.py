@@ -122,7 +122,7 @@ class Cluster:
             for number in range(4):
                 self._all_are_answered([self._submit(client, kind, f"warm-{number}-{kind}") for kind in KINDS])
         before, problems = self._watch.settled()
-        assert not problems
+        assert not problems, problems
         # What this very process has open changes by what other threads do.
         self._before = {process: found for process, found in before.items() if process.role != "chaos"}
 
@@ -147,7 +147,7 @@ class Cluster:
             wait_until(lambda: not self._held(), "the workers' memory has come back, while who has read it lives")
         assert not again, "a request was answered twice"
         _, problems = self._watch.settled(self._before)
-        assert not problems
+        assert not problems, problems
 
     def _hurt_the_cluster(self, cell: Cell, client: ty.Client) -> None:
         """Coordinator or worker: whose request it was, and who asks meanwhile, is answered."""
@@ -162,15 +162,17 @@ class Cluster:
 
     def _hurt_a_client(self, cell: Cell, client: ty.Client) -> None:
         """Others are served on; one that was frozen so long that it was forgotten has its answer all the same."""
+        self._wait_spare()
         process, self._spare = self._spare, self._start_client()
-        assert process.stdout.readline() == "ready\n"
         self._client_orders.give(cell.point, cell.fault, passing=cell.passing)
         print(cell.kind, self._name("struck"), file=process.stdin, flush=True)
         pid = self._wait_reached(self._client_orders, cell)
         assert pid == process.pid
         self._all_are_answered([self._submit(client, kind, f"meanwhile-{kind}") for kind in KINDS])
         if cell.fault == "stop":
-            wait_until(lambda: self._looker.status().live_requests == 0, "it is given up")
+            self._wait_spare()
+            # Of this cluster there are the looker, the bystander, and the spare.
+            wait_until(lambda: self._looker.status().clients == 3, "it is given up")
             os.kill(pid, signal.SIGCONT)
         said, _ = process.communicate(timeout=PATIENCE_S)
         if cell.fault == "stop":
@@ -186,8 +188,7 @@ class Cluster:
         wait_until(lambda: orders.reached(cell.point), f"{cell.point} is reached")
         pid = orders.reached(cell.point)
         orders.withdraw(cell.point)
-        if cell.fault == "stop":
-            wait_until(lambda: _state(pid) in "TX", "it is frozen")
+        wait_until(lambda: _state(pid) in ("T" if cell.fault == "stop" else "ZX"), "it is frozen, or dead")
         return pid
 
     # -- clients ------------------------------------------------------------------------------------------------------
@@ -198,7 +199,14 @@ class Cluster:
         command = [sys.executable, str(script), self._yard.address, msgspec.json.encode(SETTINGS).decode()]
         environment = {**os.environ, **self._client_orders.environment, "PYTHONPATH": _paths(script.parent)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._spare_is_ready = False
         return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def _wait_spare(self) -> None:
+        """Until the next client has joined."""
+        if not self._spare_is_ready:
+            assert self._spare.stdout.readline() == "ready\n"
+            self._spare_is_ready = True
 
     def _name(self, what: str) -> str:
         return f"{self._prefix}{self._cells}-{what}"
@@ -290,7 +298,7 @@ def _used(client: ty.Client) -> int:
 
 
 def _state(pid: int) -> str:
-    """As the kernel names it: T is stopped; X here: gone."""
+    """As the kernel names it: T is stopped, Z dead; X here: gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
