@@ -217,6 +217,7 @@ class Connection:
             output_type=task_types(wish.task).output,
             sent_at=now,
             deadline=now + submit.deadline_s if submit.deadline_s is not None else None,
+            hellos=self._session.hellos,
             retry=wish.retry,
         )
 
@@ -283,7 +284,7 @@ class Connection:
 
     def on_welcome(self, welcome: wire.Welcome) -> None:
         """Known to a coordinator."""
-        self._conversation.welcomed(welcome, monotonic())
+        self._conversation.welcomed(welcome, monotonic(), self._session.hellos)
         self._changed.set()
 
     def on_refused(self, error: errors.TensoryardError) -> None:

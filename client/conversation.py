@@ -182,8 +182,12 @@ class Conversation:
         self.pending.fail_all(errors.CoordinatorLost, f"this client's session failed: {error!r}")
         self._end_queries()
 
-    def welcomed(self, welcome: wire.Welcome, at: float) -> None:
-        """Known to a coordinator; if not for the first time, it may not know what is under way or was cancelled."""
+    def welcomed(self, welcome: wire.Welcome, at: float, hellos: float = math.inf) -> None:
+        """Known to a coordinator; if not for the first time, it may not know what is under way or was cancelled.
+
+        What was sent when so many HELLO had been said, `hellos`, came after the one that is answered here: sent again,
+        it might run twice. Without the number all is sent again.
+        """
         before = self.welcome
         self.welcome, self.refusal, self._silent_s = welcome, None, 0.0
         if before is None:
@@ -191,10 +195,11 @@ class Conversation:
         for entry in self.pending.all():
             if entry.cancelled:
                 self._end(entry, errors.RequestCancelled("cancelled by its client"))
-            elif not entry.asleep:
+            elif not entry.asleep and entry.hellos < hellos:
                 if welcome.epoch != before.epoch:
                     entry.note(at, "the coordinator was replaced; sent to the new one")
                 entry.restarting = False
+                entry.hellos = entry.hellos if hellos == math.inf else int(hellos)
                 self._send_again(entry, at)
         for query in list(self.queries.values()):
             self._post(query.message)

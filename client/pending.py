@@ -38,6 +38,8 @@ class Pending:
     #: Monotonic seconds; the deadline is None when there is none.
     sent_at: float
     deadline: float | None
+    #: How many HELLO had been said when it was last sent.
+    hellos: int = 0
     #: Times it was sent again because its result was lost.
     resends: int = 0
     #: It was sent again, and what comes until output 0 is what was left of the run before.

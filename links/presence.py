@@ -57,6 +57,8 @@ class Presence:
         self._settings = settings
         #: When the HELLO that has no answer yet was sent; minus infinity when none is due.
         self._asked_at = -math.inf
+        #: How many HELLO have been said: what is posted after the last of them comes after it.
+        self.hellos = 0
         #: Seconds, up to the last beat, in which we listened and heard nothing. Time in which we did not listen, since
         #: this process was stopped, is not held against the coordinator.
         self.silent_s = 0.0
@@ -66,14 +68,17 @@ class Presence:
         self._last_beat = at
 
     def opening(self, at: float) -> wire.Frames:
-        """HELLO: the first word to a coordinator, also to one that took another's place."""
+        """HELLO: the first word to a coordinator, also to one that took another's place, before all that waits."""
         self._asked_at = at
+        self.hellos += 1
         return [wire.encode(self._hello)]
 
     def greet(self, link: Sender, at: float) -> None:
         """Ask to be let in, unless an answer to that is still due."""
         if at - self._asked_at >= self._settings.heartbeat_s:
-            link.send(self.opening(at))
+            self._asked_at = at
+            link.send([wire.encode(self._hello)])
+            self.hellos += 1  # not before: another thread may post meanwhile
 
     def beat(self, link: Sender | None, at: float) -> None:
         """A beat is due: count the silence, tell the owner, and send what it says, if there is a link."""

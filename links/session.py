@@ -96,6 +96,11 @@ class Session:
         """For how many seconds, up to the last beat, the coordinator has not been heard."""
         return self._presence.silent_s
 
+    @property
+    def hellos(self) -> int:
+        """How many HELLO have been said; what is posted from now on comes after as many, or more."""
+        return self._presence.hellos
+
     def start(self) -> None:
         """Connect and say hello."""
         self._thread.start()

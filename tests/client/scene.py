@@ -58,7 +58,7 @@ class Scene:
             raise self.faults[body[0]]
         return body[0]
 
-    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20, retry=None):
+    def submit(self, request_id="r", *, deadline_s=None, window=256, window_bytes=64 << 20, retry=None, hellos=0):
         """Raises what keeps it from being sent; then its memory is its caller's to give back."""
         tell = lambda key, parts: self.conversation.consumed(str(key), parts)
         cancel = lambda key: self.conversation.cancel(str(key))
@@ -70,6 +70,7 @@ class Scene:
             output_type=bytes,
             sent_at=self.at,
             deadline=self.at + deadline_s if deadline_s is not None else None,
+            hellos=hellos,
             retry=retry,
         )
         entry.body.loans.append(Loan())

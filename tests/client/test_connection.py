@@ -897,6 +897,26 @@ def test_a_new_coordinator_gets_what_is_under_way(make_client):
         assert [len(list(reply)) for reply in replies.values()] == [1] * 20
 
 
+def test_what_comes_before_the_welcome_is_sent_once(make_client):
+    """A request made between our hello and its answer reaches the new coordinator once, those of before as ever."""
+    address = fresh_address()
+    with Hub(address) as first:
+        client = make_client(address)
+        replies = [client.submit(request("old", request_id=RequestID("old")))]
+        first.wait(wire.Submit)
+    with Hub(address, script=lambda _hub, _peer, message, _body: isinstance(message, wire.Hello)) as second:
+        second.wait(wire.Hello)
+        replies.append(client.submit(request("new", request_id=RequestID("new"))))
+        second.wait(wire.Submit)
+        second.send(second.welcome())
+        second.wait(wire.Submit, 2)
+        replies.append(client.submit(request("last", request_id=RequestID("last"))))
+        assert [message.request_id for message in second.wait(wire.Submit, 3)] == ["new", "old", "last"]
+        for number, name in enumerate(("old", "new", "last")):
+            answer(second, name, number)
+        assert [reply.result(DEADLINE_S).embeddings[0, 0] for reply in replies] == [0, 1, 2]
+
+
 def test_what_was_cancelled_meanwhile_stays_cancelled(make_client):
     """A request whose CANCEL was lost with the coordinator is not sent to the next one; it ends as cancelled."""
     address = fresh_address()

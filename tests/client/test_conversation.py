@@ -600,6 +600,16 @@ def test_a_new_coordinator_gets_what_is_under_way(scene):
     assert ending(replies[0]) == [b"last"]
 
 
+def test_what_came_after_the_hello_is_not_sent_again(scene):
+    """A new coordinator has it, and has perhaps answered: again, it would run twice. The next one has to be told."""
+    for name, hellos in [("before", 1), ("after", 2)]:
+        scene.submit(name, hellos=hellos)
+    for hellos, again in [(2, ["before"]), (2, []), (3, ["before", "after"])]:
+        scene.posted.clear()
+        scene.conversation.welcomed(WELCOME, scene.at, hellos)
+        assert [message.request_id for message, _ in scene.posted] == again
+
+
 def test_the_first_welcome_sends_nothing():
     """There is nothing under way before it."""
     scene = Scene()

@@ -128,3 +128,14 @@ def test_what_concerns_the_owner_reaches_it(scene):
     refusal, message = scene.told
     assert (type(refusal), refusal.text) == (VersionMismatch, "speak up")
     assert message == (wire.Drain(), [b"body"])
+
+
+def test_a_hello_counts_once_nothing_can_get_before_it():
+    """Who posts when so many have been said comes after the last of them: counted when it is queued, not before."""
+    scene = Scene()
+    counts = []
+    scene.presence.opening(100.0)  # the link puts it before all that waits
+    assert scene.presence.hellos == 1
+    scene.send = lambda _frames: counts.append(scene.presence.hellos)
+    scene.presence.greet(scene, 102.0)
+    assert (counts, scene.presence.hellos) == ([1], 2)
