@@ -84,8 +84,8 @@ class Conversation:
     """Everything between a worker and its coordinator, whichever that is at the time.
 
     `leave` is called, perhaps more than once, when the worker is to end whatever it is doing. Times, `at`, are
-    monotonic seconds. `ready`, `send` and `reject` may be called from other threads than the rest, `ready` not at the
-    same time as `welcomed`.
+    monotonic seconds. `ready`, `send` and `reject` may be called from other threads than the rest, `ready` and `send`
+    not at the same time as `welcomed`.
     """
 
     def __init__(

@@ -46,7 +46,8 @@ class WorkerLink:
         self._progress: Callable[[], int] = int
         #: Beats at which all work paused for its readers: time that is not held against the pipeline.
         self._stalls = 0
-        #: Keeps READY from the main thread and a welcome in the session's from missing each other.
+        #: Keeps READY from the main thread and a welcome in the session's from missing each other; and outputs from
+        #: leaving between the moment that READY counts them and its own.
         self._lock = threading.Lock()
         #: Ends the process when the main thread does not.
         self._last_resort: threading.Timer | None = None
@@ -96,7 +97,8 @@ class WorkerLink:
 
     def send(self, answers: list[Answer]) -> None:
         """The answers of one step leave."""
-        self._conversation.send(answers)
+        with self._lock:
+            self._conversation.send(answers)
 
     def drain_soon(self) -> None:
         """Have the coordinator send nothing more, finish, and end. Safe in a signal handler."""

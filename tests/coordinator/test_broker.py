@@ -493,7 +493,7 @@ def test_w_37_only_a_client_that_speaks_answers_gets_them(scene):
     assert one_by_one == [(wire.Final, "old-0", b"3"), (wire.Partial, "old-1", b"4"), (wire.Final, "old-2", b"5")]
 
 
-def test_w_48_only_a_fleet_that_speaks_loads_gets_them(scene):
+def test_w_50_only_a_fleet_that_speaks_loads_gets_them(scene):
     """With each beat: requests that wait and run now, and the most at once since the beat before."""
     for peer, features in [(b"new", wire.FEATURES), (b"old", [])]:
         scene.join(peer, "fleet", name=peer.decode(), features=features)

@@ -6,12 +6,12 @@ Runs the schedules of a range of seeds, says how it goes, and tells the story of
 from __future__ import annotations
 
 import argparse
-import itertools
+import functools
 import multiprocessing
 import sys
 import time
 
-from .figures import Figures
+from .figures import Figures, run_seeds
 from .plan import make_plan
 from .planted import PLANTED, THREE, planted
 from .run import run_plan
@@ -72,27 +72,12 @@ def _run(options):
 def _figures(options):
     """Of each chunk, in order."""
     chunks = [options.seeds[start : start + _CHUNK] for start in range(0, len(options.seeds), _CHUNK)]
-    work = zip(chunks, itertools.repeat(options.hostile))
+    run = functools.partial(run_seeds, hostile=options.hostile)
     if options.jobs == 1:
-        yield from itertools.starmap(run_chunk, work)
+        yield from map(run, chunks)
         return
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-        yield from pool.imap(_run_chunk, work)
-
-
-def _run_chunk(work):
-    return run_chunk(*work)
-
-
-def run_chunk(seeds, hostile):
-    """The figures of some seeds, up to the first that fails."""
-    figures = Figures()
-    for seed in seeds:
-        result = run_plan(make_plan(seed, hostile=hostile))
-        figures.enter(result)
-        if result.violation is not None:
-            break
-    return figures
+        yield from pool.imap(run, chunks)
 
 
 def _progress(total, wanted, seconds):

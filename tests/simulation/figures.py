@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from .run import run_seed
+
 
 @dataclass
 class Figures:
@@ -41,8 +43,21 @@ class Figures:
     def lines(self, took_s):
         """For people."""
         rate = self.schedules / took_s * 60
-        yield f"{self.schedules} schedules in {took_s:.0f} s ({rate:.0f} a minute), {self.events} events, "
-        yield f"{self.seconds / 3600:.0f} simulated hours, {int(self.failed is not None)} violations"
+        yield (
+            f"{self.schedules} schedules in {took_s:.0f} s ({rate:.0f} a minute), {self.events} events, "
+            f"{self.seconds / 3600:.0f} simulated hours, {int(self.failed is not None)} violations"
+        )
         for name, counter in (("faults", self.faults), ("messages", self.messages), ("outcomes", self.outcomes)):
             counted = ", ".join(f"{what} {count}" for what, count in counter.most_common())
             yield f"{name} ({sum(counter.values())}): {counted}"
+
+
+def run_seeds(seeds, *, hostile=False):
+    """The figures of some seeds, up to the first that fails."""
+    figures = Figures()
+    for seed in seeds:
+        result = run_seed(seed, hostile=hostile)
+        figures.enter(result)
+        if result.violation is not None:
+            break
+    return figures

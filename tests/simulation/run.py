@@ -27,8 +27,9 @@ from .world import Violation, World
 #: After the last fault, every request ends within so many seconds. Requests that kill workers make it long: each takes
 #: three, and a fleet starts them later and later.
 SETTLES_IN_S = 900.0
-#: And so many seconds later nothing is left of any.
-CLEARS_IN_S = 60.0
+#: And so many seconds later nothing is left of any. Callers may still be asking again, and some results are claimed by
+#: nobody.
+CLEARS_IN_S = 300.0
 _LOOK_S = 1.0
 #: After each event the books of the processes that it touched are checked; after every so many, all.
 _LOOK_AT_ALL = 64

@@ -156,6 +156,26 @@ def test_a_worker_that_is_asked_to_join_again_tells_what_it_holds(desk, hub):
     assert ready.credits == READY.credits
 
 
+def test_w_48_no_output_leaves_while_ready_counts_them(desk, hub, monkeypatch):
+    """READY says how many have left: one that leaves meanwhile comes after it, or a new coordinator would miss it."""
+    send_work(hub, desk, "a")
+    held, threads = desk.link._intake.held, []
+
+    def held_meanwhile() -> Any:
+        counted = held()
+        threads.append(threading.Thread(target=desk.link.send, args=([answer("a")],)))
+        threads[-1].start()
+        threads[-1].join(0.5)  # time enough to leave, if it could
+        return counted
+
+    monkeypatch.setattr(desk.link._intake, "held", held_meanwhile)
+    hub.send(wire.Rejoin())
+    outputs(hub, 1)
+    threads[0].join(DEADLINE_S)
+    said = [type(message) for _, message, _ in hub.seen if isinstance(message, wire.Ready | wire.Outputs)]
+    assert said == [wire.Ready, wire.Ready, wire.Outputs]
+
+
 def test_heartbeats_tell_progress_and_whether_there_is_work(desk, hub):
     """What the coordinator needs to tell a hung worker from an idle one."""
     beats: list[wire.Heartbeat] = []
