@@ -148,9 +148,10 @@ class TextEngine:
         if request.known != len(blocks):
             request.table[: len(blocks)] = blocks
             request.known = len(blocks)
+        wanted = 1 if last else 0
         context = request.context
-        echoes = context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated)
-        wanted = size if echoes else int(last)
+        if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
+            wanted = size
         return Span(sequence.tokens[start : start + size], start, request.table, wanted)
 
     def _choose(self, ready: list[_Request], logits: Any, outputs: Outputs) -> None:
