@@ -93,9 +93,10 @@ class Sampler:
             wanted = [(at, state.counts(drafts), state.penalties) for at, state, drafts in rows]
             apply_penalties(self._device.xp, logits, wanted)  # type: ignore[arg-type]
         problems = self._process(logits, plan)
-        over = apply_masks(self._device, logits, plan.rows)
+        masked = apply_masks(self._device, logits, plan.rows)
+        problems.update(masked.problems)
         # A grammar that is at its end outweighs a minimum of tokens.
-        if held_back := [at for at in plan.held_back if at not in over]:
+        if held_back := [at for at in plan.held_back if at not in masked.over]:
             self._hold_back(logits, plan, held_back)
         return problems
 
