@@ -62,7 +62,14 @@ class Sampler:
         """
         plan = self._plan
         if plan is None or not plan.fits(states, drafts):
-            plan = self._plan = Plan(self._device, states, drafts, self._vocabulary)
+            plan = self._plan = Plan(self._device, states, self._vocabulary, drafts=drafts)
+        return self._sample(logits, plan)
+
+    def guess(self, logits: Any, states: Sequence[SamplingState], drafts: Drafts) -> Sampled:
+        """The same for one row per request, behind all of its drafts: what a draft model would choose next."""
+        return self._sample(logits, Plan(self._device, states, self._vocabulary, drafts=drafts, only_last=True))
+
+    def _sample(self, logits: Any, plan: Plan) -> Sampled:
         if logits.shape != (len(plan.rows), self._vocabulary):
             raise ValueError(f"logits of {logits.shape} are not of {len(plan.rows)} rows and {self._vocabulary} tokens")
         report = self._report(logits, plan)
@@ -112,7 +119,7 @@ class Sampler:
                     process(inputs)
             except Exception as error:
                 problems[index] = _failed(error)
-        if self._batch_processors:
+        if self._batch_processors and not plan.is_guess:
             offsets = None if plan.offsets is None else self._device.xp.asarray(np.array(plan.offsets))
             batch = BatchProcessorInputs(logits, offsets, [state.context for state in plan.states])
             for process_batch in self._batch_processors:
