@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from tensoryard.proto import GenerationStatus
 from tensoryard.workers.text import speculation
@@ -23,6 +22,8 @@ from tensoryard.workers.text.speculation import (
 from tensoryard.workers.text.turn import commit
 
 from .support import CPU, context, plain_distribution, random_logits, sampler
+
+stats = pytest.importorskip("scipy.stats")
 
 SIZE = 12
 

@@ -75,7 +75,7 @@ class Stream:
 
 
 def numbers_at(streams: Sequence[Stream], positions: Sequence[int]) -> list[float]:
-    """The number of each stream at its position, to draw a token by; a stream may come several times.
+    """The number of each stream at its position, to draw a token by; a stream may come several times, a few positions apart.
 
     Streams that have run out get their next numbers all at once, which costs little more than one.
     """
