@@ -6,7 +6,7 @@ other packages declare. `shipped_processors.py` has ours; the contract is `proto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,24 +15,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from ...errors import ConfigError, InvalidRequest
-from ...proto.logits import BatchLogitsProcessor, LogitsProcessor
+from ...proto.logits import BatchLogitsProcessor, LogitsProcessor, NamedProcessor
+from ...proto.sampling import MAX_NAMED_PROCESSORS
 from ...proto.text_context import TextContext
 from ..device import Device
 
 #: Where packages declare processors of their own: name = "module:function", decorated as ours are.
 ENTRY_POINTS = "tensoryard.logits_processors"
 
-#: Most processors of one request, or of one deployment.
-MAX_PROCESSORS = 16
-
 O = TypeVar("O", bound=msgspec.Struct)  # noqa: E741 - options
-
-
-class NamedProcessor(msgspec.Struct, frozen=True):
-    """Which processor, and its options as they travel."""
-
-    name: str
-    options: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -88,17 +79,13 @@ def _add(name: str, kind: _Kind) -> None:
     _KINDS[name] = kind
 
 
-def request_processors(
-    asked: Sequence[NamedProcessor], setting: Setting, context: TextContext
-) -> list[LogitsProcessor]:
-    """The processors that a request asks for, in its order.
+def request_processors(context: TextContext, setting: Setting) -> list[LogitsProcessor]:
+    """The processors that a request asks for by name, in its order.
 
     Raises InvalidRequest that names the processor and its option.
     """
-    if len(asked) > MAX_PROCESSORS:
-        raise InvalidRequest(f"a request has at most {MAX_PROCESSORS} logits processors, not {len(asked)}")
     made: list[LogitsProcessor] = []
-    for each in asked:
+    for each in context.sampling_params.named_processors or ():
         kind = _kind(each.name, whole_batch=False)
         made.append(kind.create(_options(each, kind), setting, context))
     return made
@@ -107,9 +94,9 @@ def request_processors(
 def deployment_processors(asked: Sequence[NamedProcessor], setting: Setting) -> list[BatchLogitsProcessor]:
     """The processors that a deployment has for every step, in its order; ConfigError as above."""
     try:
-        kinds = [_kind(each.name, whole_batch=True) for each in asked[: MAX_PROCESSORS + 1]]
-        if len(asked) > MAX_PROCESSORS:
-            raise ConfigError(f"a deployment has at most {MAX_PROCESSORS} logits processors, not {len(asked)}")
+        kinds = [_kind(each.name, whole_batch=True) for each in asked[: MAX_NAMED_PROCESSORS + 1]]
+        if len(asked) > MAX_NAMED_PROCESSORS:
+            raise ConfigError(f"a deployment has at most {MAX_NAMED_PROCESSORS} logits processors, not {len(asked)}")
         return [kind.create(_options(each, kind), setting) for each, kind in zip(asked, kinds, strict=True)]
     except InvalidRequest as error:
         raise ConfigError(error.text) from None
@@ -144,16 +131,10 @@ def _kind(name: str, *, whole_batch: bool) -> _Kind:
 
 def _options(asked: NamedProcessor, kind: _Kind) -> Any:
     allowed = ", ".join(field.name for field in msgspec.structs.fields(kind.options))
-    unknown = sorted(set(_mapping(asked)) - {field.name for field in msgspec.structs.fields(kind.options)})
+    unknown = sorted(set(asked.options) - {field.name for field in msgspec.structs.fields(kind.options)})
     if unknown:
         raise InvalidRequest(f"logits processor {asked.name!r} has no option {unknown[0]!r:.80}; it has {allowed}")
     try:
         return msgspec.convert(asked.options, kind.options, str_keys=True)
     except (msgspec.ValidationError, ValueError) as error:
         raise InvalidRequest(f"logits processor {asked.name!r}: {error}") from None
-
-
-def _mapping(asked: NamedProcessor) -> Mapping[str, Any]:
-    if not isinstance(asked.options, Mapping):
-        raise InvalidRequest(f"logits processor {asked.name!r} has options by name, not {asked.options!r:.80}")
-    return asked.options

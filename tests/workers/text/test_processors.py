@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from tensoryard.errors import ConfigError, InvalidRequest
+from tensoryard.proto.codec import decode_body, encode_body
+from tensoryard.proto.logits import NamedProcessor
+from tensoryard.proto.sampling import SamplingParams
 from tensoryard.workers.text import processors
 from tensoryard.workers.text.processors import (
-    NamedProcessor,
     Setting,
     batch_logits_processor,
     deployment_processors,
@@ -39,7 +41,8 @@ class Options(msgspec.Struct):
 
 
 def make(*asked):
-    return request_processors([NamedProcessor(name, options) for name, options in asked], SETTING, context())
+    named = [NamedProcessor(name, options) for name, options in asked]
+    return request_processors(context(named_processors=named), SETTING)
 
 
 def test_one_of_ones_own_is_found_by_its_name():
@@ -51,9 +54,9 @@ def test_one_of_ones_own_is_found_by_its_name():
         made.append((options, setting, request))
         return lambda inputs: None
 
-    request = context()
-    asked = [NamedProcessor("shift", {"by": 2}), NamedProcessor("shift", {"by": 1.5, "times": 3})]
-    assert len(request_processors(asked, SETTING, request)) == 2
+    asked = [NamedProcessor("shift", {"by": 2}), {"name": "shift", "options": {"by": 1.5, "times": 3}}]
+    request = context(named_processors=asked)
+    assert len(request_processors(request, SETTING)) == 2
     assert made == [(Options(2), SETTING, request), (Options(1.5, 3), SETTING, request)]
     assert "shift" in known_processors()
 
@@ -122,7 +125,7 @@ def test_there_is_a_bound_on_how_many():
     """For a request and for a deployment."""
     many = [NamedProcessor("banned_tokens", {"token_ids": [1]})] * 17
     with pytest.raises(InvalidRequest, match="at most 16"):
-        request_processors(many, SETTING, context())
+        SamplingParams(named_processors=many)
     with pytest.raises(ConfigError, match="at most 16"):
         deployment_processors([NamedProcessor("banned_tokens_of_all", {"token_ids": [1]})] * 17, SETTING)
 
@@ -136,9 +139,19 @@ def test_a_deployment_says_its_own_mistakes():
 
 
 def test_names_and_options_travel_as_plain_data():
-    """By msgpack, bytes to the same; keys of a map may have become strings on the way through JSON."""
-    asked = NamedProcessor("logit_bias", {"bias": {3: 1.5}})
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(asked), type=NamedProcessor) == asked
-    through_json = msgspec.json.decode(msgspec.json.encode(asked), type=NamedProcessor)
-    assert through_json.options == {"bias": {"3": 1.5}}
-    assert make(("logit_bias", through_json.options), ("logit_bias", asked.options))
+    """With the sampling parameters of a request; keys of a map may have become strings on the way through JSON."""
+    params = SamplingParams(named_processors=[NamedProcessor("logit_bias", {"bias": {3: 1.5}})])
+    assert decode_body(encode_body(params).frames, SamplingParams).named_processors == params.named_processors
+    through_json = msgspec.json.decode(msgspec.json.encode(params.named_processors), type=list[NamedProcessor])
+    assert through_json[0].options == {"bias": {"3": 1.5}}
+    assert make(("logit_bias", through_json[0].options), ("logit_bias", {"bias": {3: 1.5}}))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[{"options": {}}], [{"name": 3}], [{"name": "a", "options": [1]}], "a", [{"name": "a", "options": {1: 2}}]],
+)
+def test_what_is_no_name_with_options_is_refused(wrong):
+    """When it is set, by the name of the field."""
+    with pytest.raises(InvalidRequest, match="named_processors"):
+        SamplingParams(named_processors=wrong)

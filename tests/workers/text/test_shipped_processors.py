@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tensoryard.workers.text.processors import NamedProcessor, Setting, deployment_processors, request_processors
+from tensoryard.proto.logits import NamedProcessor
+from tensoryard.workers.text.processors import Setting, deployment_processors, request_processors
 from tensoryard.workers.text.sampling import SamplingState
 
 from .support import CPU, context, random_logits, sampler
@@ -16,9 +17,10 @@ SIZE = 12
 
 def run(name, options, *, prompt=(1, 2, 3), generated=(), drafts=()):
     """The logits of a request after one processor, as a step leaves them."""
-    request = context(prompt=prompt, generated=generated, temperature=0)
+    named = [NamedProcessor(name, options)]
+    request = context(prompt=prompt, generated=generated, temperature=0, named_processors=named)
     request.spec_decoding_state.draft_tokens_to_verify = list(drafts)
-    asked = request_processors([NamedProcessor(name, options)], Setting(CPU, SIZE), request)
+    asked = request_processors(request, Setting(CPU, SIZE))
     logits = random_logits(1, len(drafts) + 1, SIZE)
     sampler(SIZE).sample(logits, [SamplingState(request, vocab_size=SIZE, processors=asked)], [list(drafts)])
     return logits
@@ -89,8 +91,9 @@ def test_no_n_gram_comes_twice(prompt, generated, drafts, size):
 def test_n_grams_are_read_once():
     """Token by token the same as from the whole, as a worker that takes the request over sees it."""
     tokens = np.random.default_rng(0).integers(0, 4, 60).tolist()
-    request = context(prompt=tokens[:3], temperature=0)
-    process = request_processors([NamedProcessor("no_repeat_ngram", {"size": 3})], Setting(CPU, SIZE), request)
+    named = [NamedProcessor("no_repeat_ngram", {"size": 3})]
+    request = context(prompt=tokens[:3], temperature=0, named_processors=named)
+    process = request_processors(request, Setting(CPU, SIZE))
     state = SamplingState(request, vocab_size=SIZE, processors=process)
     for at, token in enumerate(tokens[3:], 3):
         logits = random_logits(1, 1, SIZE)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tensoryard.proto import GenerationStatus
+from tensoryard.proto.logits import NamedProcessor
 from tensoryard.workers.text import speculation
-from tensoryard.workers.text.processors import NamedProcessor, Setting, request_processors
+from tensoryard.workers.text.processors import Setting, request_processors
 from tensoryard.workers.text.sampling import SamplingState
 from tensoryard.workers.text.speculation import (
     Acceptance,
@@ -70,9 +71,9 @@ def run_with(requests, steps, proposer, *, most=4):
 
 
 def make(**params):
-    made = context(prompt=(1, 2), max_length=42, eos=[7], **params)
-    asked = request_processors([NamedProcessor("no_repeat_ngram", {"size": 5})], Setting(CPU, SIZE), made)
-    return SamplingState(made, vocab_size=SIZE, processors=asked if params.get("seed", 0) % 2 else ())
+    named = [NamedProcessor("no_repeat_ngram", {"size": 5})] if params.get("seed", 0) % 2 else None
+    made = context(prompt=(1, 2), max_length=42, eos=[7], named_processors=named, **params)
+    return SamplingState(made, vocab_size=SIZE, processors=request_processors(made, Setting(CPU, SIZE)))
 
 
 def drafting(noise):
