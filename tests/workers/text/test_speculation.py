@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from tensoryard.proto import GenerationStatus
 from tensoryard.proto.logits import NamedProcessor
+from tensoryard.proto.reasoning_parsers import DelimitedReasoningParser, ReasoningStream
 from tensoryard.workers.text import speculation
+from tensoryard.workers.text.answer import AnswerStream
 from tensoryard.workers.text.processors import Setting, request_processors
 from tensoryard.workers.text.sampling import SamplingState
 from tensoryard.workers.text.speculation import (
@@ -21,6 +23,7 @@ from tensoryard.workers.text.speculation import (
     confirmed,
 )
 from tensoryard.workers.text.turn import commit
+from tensoryard.workers.text.vocabulary import Vocabulary
 
 from .support import CPU, context, plain_distribution, random_logits, sampler
 
@@ -202,21 +205,16 @@ def test_confirmed_is_up_to_the_first_difference():
 
 def test_thinking_ends_a_round_where_it_has_its_own_temperature():
     """What was chosen behind the change of phase, by the other temperature, is dropped and chosen again."""
-    request = make(temperature=0, thinking_temperature=1.0)
-
-    class Answer:
-        stop, is_reasoning = None, True
-
-        def feed(self, tokens, *, may_stop):
-            self.is_reasoning = tokens != [5]
-
-        def flush(self, *, may_stop):
-            raise AssertionError
-
-    request.context.in_reasoning_phase = True
-    commit(request, [3, 5, 6, 8], answer=Answer())
-    assert request.context.tokens.generated.tolist() == [3, 5]
-    assert request.position == 4
+    parser = DelimitedReasoningParser(starts=[[4]], ends=[[5]])
+    vocabulary = Vocabulary(tuple(bytes([97 + token]) for token in range(SIZE)), frozenset())
+    for thinking_temperature, kept in ((1.0, [3, 5]), (None, [3, 5, 6, 8])):
+        request = make(temperature=0, thinking_temperature=thinking_temperature)
+        request.context.in_reasoning_phase = True
+        answer = AnswerStream(vocabulary, reasoning=ReasoningStream(parser, is_reasoning=True))
+        deltas = commit(request, [3, 5, 6, 8], answer=answer)
+        assert request.context.tokens.generated.tolist() == kept
+        assert request.position == 2 + len(kept)
+        assert "".join(delta.reasoning for delta in deltas) == "d"
 
 
 def test_rejection_keeps_the_distribution():
