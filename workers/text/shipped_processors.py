@@ -107,15 +107,15 @@ def banned_sequences(options: BannedSequences, setting: Setting, _context: TextC
             candidates = behind.get(None, []) + (behind.get(before[-1], []) if before else [])
             banned = [each[-1] for each in candidates if before[len(before) - len(each) + 1 :] == each[:-1]]
             if banned:
-                inputs.logits[row, np.array(banned)] = -np.inf
+                inputs.logits[row, setting.device.xp.asarray(np.array(banned))] = -np.inf
 
     return process
 
 
 @logits_processor("no_repeat_ngram", NoRepeat)
-def no_repeat_ngram(options: NoRepeat, _setting: Setting, _context: TextContext) -> LogitsProcessor:
+def no_repeat_ngram(options: NoRepeat, setting: Setting, _context: TextContext) -> LogitsProcessor:
     """Forbids tokens that would complete an n-gram seen before."""
-    return _NoRepeat(options.size)
+    return _NoRepeat(options.size, setting)
 
 
 class _NoRepeat:
@@ -126,8 +126,9 @@ class _NoRepeat:
     #: Tokens read so far.
     _read: int
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, setting: Setting) -> None:
         self._size = size
+        self._xp = setting.device.xp
         self._followers, self._read = {}, 0
 
     def __call__(self, inputs: ProcessorInputs) -> None:
@@ -139,7 +140,7 @@ class _NoRepeat:
             # Drafts are not read: what they repeat among themselves is looked for here.
             banned.update(before[at] for at in range(size - 1, len(before)) if tuple(before[at - size + 1 : at]) == key)
             if len(key) == size - 1 and banned:
-                inputs.logits[row, np.array(sorted(banned))] = -np.inf
+                inputs.logits[row, self._xp.asarray(np.array(sorted(banned)))] = -np.inf
 
     def _catch_up(self, tokens: Any) -> None:
         size = self._size

@@ -83,4 +83,4 @@ def _forbid(device: Device, logits: Any, at: list[int], masks: npt.NDArray[np.in
     # Words are little-endian on every machine that we run on, so their bytes are in the order of the tokens.
     bits = xp.unpackbits(xp.asarray(masks.view(np.uint8).ravel()), bitorder="little").reshape(len(at), -1)
     index = xp.asarray(np.array(at))
-    logits[index] = xp.where(bits[:, : logits.shape[1]], logits[index], np.float32(-np.inf))
+    logits[index] = xp.where(bits[:, : logits.shape[1]].astype(bool), logits[index], np.float32(-np.inf))
