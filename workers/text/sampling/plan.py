@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ...device import Device
 from .choice import Filters
@@ -83,6 +84,11 @@ class Plan:
             and all(map(_is, states, self.states))
             and [state.epoch for state in states] == self._epochs
         )
+
+    def is_reached(self, at: int, tokens: npt.NDArray[np.int64]) -> bool:
+        """Whether the row's token counts: behind a draft that was not chosen nothing does."""
+        drafts = self.rows[at].drafts
+        return self.is_guess or tuple(tokens[at - len(drafts) : at].tolist()) == drafts
 
     def _draws(self, drawn: list[int]) -> list[Draw]:
         filtered = [at for at in drawn if _is_filtered(self.rows[at].state)]

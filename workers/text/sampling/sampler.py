@@ -143,10 +143,10 @@ class Sampler:
             chosen[way.index] = self._draw(logits, plan, way)
         tokens, alive = self._device.to_host(chosen), self._device.to_host(alive)
         if not alive.all():
-            for at in np.flatnonzero(~alive).tolist():
-                row = plan.rows[at]
-                problems.setdefault(row.request, _no_token(float(logits[at].max())))
-                tokens[at] = 0
+            dead = [at for at in np.flatnonzero(~alive).tolist() if plan.is_reached(at, tokens)]
+            for at in dead:
+                problems.setdefault(plan.rows[at].request, _no_token(float(logits[at].max())))
+            tokens[~alive] = 0
         return tokens
 
     def _draw(self, logits: Any, plan: Plan, way: Draw) -> Any:
