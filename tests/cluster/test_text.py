@@ -121,7 +121,12 @@ def test_messages_end_at_a_stop_string(client: ty.Client) -> None:
 def test_an_answer_is_held_to_a_grammar(client: ty.Client) -> None:
     """Of a model that never saw JSON comes JSON, streamed like any other text."""
     pytest.importorskip("llguidance", reason="structured output needs llguidance: pip install 'tensoryard[text]'")
-    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
     pieces = client.stream(
         "# os.stat(path)\n",
         model="small",

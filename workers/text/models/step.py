@@ -96,7 +96,7 @@ def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
     group = _group(spans, 0, 1, blocks, starts)
     rows = np.arange(len(spans))
     slots = group.tables[rows, numbers] * block_size + places
-    wanted = rows if all(span.logits for span in spans) else np.array([i for i in rows if spans[i].logits], np.int64)
+    wanted = rows[[span.logits > 0 for span in spans]]
     return Step(np.concatenate([span.tokens for span in spans]), starts, slots, [group], wanted)
 
 
