@@ -9,5 +9,6 @@
     report, plot, results   text and Markdown, SVG, JSON
 
 Beside them stand benchmarks of one part each, with a command of their own: `router_scale`, `hops`, `idle`, `detection`,
-`allocations`, which the first one runs too, and `memory`, `import_time`, `token_step`. Nothing here is installed.
+`allocations`, which the first one runs too, and `memory`, `import_time`, `token_step`,
+`sampling`. Nothing here is installed.
 """

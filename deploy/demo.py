@@ -1,7 +1,8 @@
 """`tensoryard demo`: an embedded cluster at real work, and a table of what happened.
 
-Starts two workers for each of three tasks, lets several client processes (`demo_load.py`) send a mix of requests at
-once, edits photographs, speaks, and answers a small search by meaning over the documents of Python's own library.
+Starts two workers for each of four tasks, lets several client processes (`demo_load.py`) send a mix of requests at
+once, edits photographs, speaks, answers a small search by meaning over the documents of Python's own library, and
+streams text that a small language model makes up (`demo_text.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ..proto.pipeline import PipelineTask
 from ..proto.pixels import PixelGenerationRequest
 from ..workers.pipelines.minilm import WEIGHTS_PACKAGE
 from .demo_load import EDITS, PHOTO_MODEL, SPEECH_MODEL, TEXT_MODEL, Record, Report, is_same, load_photos
+from .demo_text import LANGUAGE_MODEL, make_text
 from .local import Yard, local
 from .running import terminations_as_interrupts
 from .submit import write_image
@@ -112,6 +114,7 @@ def run(plan: Plan) -> int:
             problems += _pictures(client, plan.output)
             problems += _speech(client, plan.output)
             problems += _search(client)
+            problems += make_text(client)
         say("\nending the cluster ...")
     for problem in problems[:20]:
         say(f"PROBLEM: {problem}", error=True)
@@ -129,11 +132,12 @@ def require_extras() -> None:
 
 
 def deployments() -> list[Deployment]:
-    """Two workers for each of the three tasks."""
+    """Two workers for each of the four tasks."""
     return [
         Deployment(model=TEXT_MODEL, task=PipelineTask.EMBEDDINGS_GENERATION, pipeline="minilm", replicas=2),
         Deployment(model=PHOTO_MODEL, task=PipelineTask.PIXEL_GENERATION, pipeline="photo-edit", replicas=2),
         Deployment(model=SPEECH_MODEL, task=PipelineTask.AUDIO_GENERATION, pipeline="espeak", replicas=2),
+        Deployment(model=LANGUAGE_MODEL, task=PipelineTask.TEXT_GENERATION, pipeline="llama", replicas=2),
     ]
 
 
@@ -147,7 +151,7 @@ def _prepare_output(folder: Path) -> None:
 @contextlib.contextmanager
 def _cluster(plan: Plan) -> Iterator[Yard]:
     kind = "a Ray cluster" if plan.runtime == "ray" else "a cluster of plain processes"
-    say(f"starting {kind} on this machine: 3 models, 2 workers each ...")
+    say(f"starting {kind} on this machine: 4 models, 2 workers each ...")
     started = time.monotonic()
     with local(deployments(), runtime=plan.runtime) as yard, terminations_as_interrupts():
         yard.wait_ready(timeout_s=READY_PATIENCE_S)

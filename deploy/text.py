@@ -10,10 +10,13 @@ from collections.abc import Iterable, Sequence
 RIGHT = ">"
 
 
-def say(text: str = "", *, error: bool = False) -> None:
-    """One line for people: to stdout, or to stderr when it is not the command's result. Shown at once, piped or not."""
+def say(text: str = "", *, error: bool = False, end: str = "\n") -> None:
+    """One line for people: to stdout, or to stderr when it is not the command's result. Shown at once, piped or not.
+
+    With `end` "" it is a part of a line.
+    """
     stream = sys.stderr if error else sys.stdout
-    stream.write(f"{text}\n")
+    stream.write(f"{text}{end}")
     stream.flush()
 
 

@@ -1,6 +1,7 @@
 """Logit processors: functions that change a step's logits in place before a token is sampled.
 
-They are named in `SamplingParams.logits_processors` or belong to a pipeline, run inside the worker, and never travel.
+They are in `SamplingParams.logits_processors` or belong to a pipeline, run inside the worker, and never travel. What
+travels is a `NamedProcessor`: the worker looks its name up (`workers/text/processors.py`).
 
 Source: `max.interfaces.logit_processors_type` (26.3), `max.pipelines.context.logit_processors_type` (26.7).
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
     from .text_protocol import TextGenerationContext
@@ -46,3 +49,10 @@ LogitsProcessor: TypeAlias = Callable[[ProcessorInputs], None]
 
 #: Changes a whole step's logits in place, after the processors of every sequence.
 BatchLogitsProcessor: TypeAlias = Callable[[BatchProcessorInputs], None]
+
+
+class NamedProcessor(msgspec.Struct, frozen=True):
+    """A logits processor that the worker knows by name, and its options; the worker checks them by their types."""
+
+    name: str
+    options: dict[str, Any] = {}

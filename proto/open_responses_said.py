@@ -30,6 +30,7 @@ _NO_SAMPLING: Mapping[str, Any] = {
     "stop_token_ids": None,
     "detokenize": True,
     "logits_processors": None,
+    "named_processors": None,
 }
 #: What a body has, under its name, and the value that it need not say.
 _SAMPLING: Mapping[str, tuple[str, Any]] = {

@@ -15,15 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..errors import InvalidRequest
-from .logits import LogitsProcessor
+from .logits import LogitsProcessor, NamedProcessor
 
 #: Bounds on what one request may ask a worker to look for at each token.
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 1024
+MAX_NAMED_PROCESSORS = 16
 
 _MAX_TEMPERATURE = 2.0
 _MAX_PENALTY = 2.0
@@ -62,6 +64,7 @@ class SamplingParamsInput:
     detokenize: bool | None = None
     seed: int | None = None
     logits_processors: Sequence[LogitsProcessor] | None = None
+    named_processors: list[NamedProcessor] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class SamplingParams:
     probability mass and floor, in [0, 1]. `temperature`, `thinking_temperature` (None: as `temperature`): in [0, 2]; a
     temperature of 0 is greedy and sets `top_k` to 1. `frequency_penalty`, `presence_penalty`: in [-2, 2].
     `repetition_penalty`: above 0. `max_new_tokens` (None: the model's limit), `min_new_tokens`: in tokens. `seed`: a
-    64-bit integer, drawn when not given. `logits_processors` run inside the worker and cannot travel.
+    64-bit integer, drawn when not given. `logits_processors` run inside the worker and cannot travel;
+    `named_processors` do, as names and options (dicts are converted), and run before them.
 
     Each value is checked when set, at construction, on arrival from the wire, and by assignment; lists are copied in.
     Raises InvalidRequest (a ValueError) that names the field and what is allowed; NaN is allowed nowhere.
@@ -131,6 +135,7 @@ class SamplingParams:
     detokenize: bool = True
     seed: int = field(default_factory=_fresh_seed)
     logits_processors: Sequence[LogitsProcessor] | None = None
+    named_processors: list[NamedProcessor] | None = None
 
     def __post_init__(self) -> None:
         state = self.__dict__
@@ -144,7 +149,7 @@ class SamplingParams:
     def __setattr__(self, name: str, value: Any) -> None:
         state = self.__dict__
         # The last field is set last: until then this is construction, and __post_init__ checks everything at once.
-        if "logits_processors" not in state:
+        if "named_processors" not in state:
             state[name] = value
         elif name in _CHECKS:
             state[name] = _CHECKS[name][0](name, value)
@@ -294,6 +299,17 @@ def _processors(name: str, value: Any) -> tuple[LogitsProcessor, ...] | None:
     return tuple(value)
 
 
+def _named_processors(name: str, value: Any) -> list[NamedProcessor] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or len(value) > MAX_NAMED_PROCESSORS:
+        raise _refuse(name, value, f"a list of at most {MAX_NAMED_PROCESSORS} names with options")
+    try:
+        return msgspec.convert(list(value), list[NamedProcessor])
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"`{name}`: {error}") from None
+
+
 _Check = Callable[[str, Any], Any]
 
 _BY_NAME: dict[str, _Check] = {
@@ -313,6 +329,7 @@ _BY_NAME: dict[str, _Check] = {
     "detokenize": _flag,
     "seed": _seed,
     "logits_processors": _processors,
+    "named_processors": _named_processors,
 }
 
 #: Field to its check and its default; a value that is the default itself needs no check.

@@ -41,14 +41,28 @@ class TextGenerationInputs(PipelineInputs, Generic[TextGenerationContextType]):
     per_replica_context_tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        contexts = self.flat_batch
-        self.input_tokens = sum(context.tokens.active_length for context in contexts)
-        self.context_tokens = sum(context.tokens.processed_length for context in contexts)
-        prefill = any(context.tokens.generated_length == 0 for context in contexts)
-        self.batch_type = BatchType.CE if prefill else BatchType.TG
-        real = [[context for context in batch if not _is_padding(context)] for batch in self.batches]
-        self.per_replica_input_tokens = [sum(context.tokens.active_length for context in batch) for batch in real]
-        self.per_replica_context_tokens = [sum(context.tokens.processed_length for context in batch) for batch in real]
+        self.input_tokens = self.context_tokens = 0
+        self.batch_type = BatchType.TG
+        self.per_replica_input_tokens, self.per_replica_context_tokens = [], []
+        for batch in self.batches:
+            self._count(batch)
+
+    def _count(self, batch: list[TextGenerationContextType]) -> None:
+        # Once over each context: this is done for every step.
+        active = processed = padding_active = padding_processed = 0
+        for context in batch:
+            tokens = context.tokens
+            active += tokens.active_length
+            processed += tokens.processed_length
+            if not tokens.generated_length:
+                self.batch_type = BatchType.CE
+            if _is_padding(context):
+                padding_active += tokens.active_length
+                padding_processed += tokens.processed_length
+        self.input_tokens += active
+        self.context_tokens += processed
+        self.per_replica_input_tokens.append(active - padding_active)
+        self.per_replica_context_tokens.append(processed - padding_processed)
 
     @property
     def flat_batch(self) -> list[TextGenerationContextType]:

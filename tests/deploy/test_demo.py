@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import wave
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tensoryard.deploy import demo, demo_load
+from tensoryard.deploy import demo, demo_load, demo_text
 from tensoryard.deploy.demo_load import Answers, Job, Record
 from tensoryard.deploy.submit import read_image
 from tensoryard.errors import ConfigError, InvalidRequest
 from tensoryard.proto.deployment import Deployment
+from tensoryard.proto.pipeline import PipelineTask
 
 from .conftest import CommandLine, ended, read_until
 
@@ -42,10 +44,13 @@ def record(kind, worker, ms, *, shared=0, socket=100, copies_in=0):
 
 
 def test_each_task_has_two_workers_at_least():
-    """The deployments of the demo cover the three tasks."""
+    """The deployments of the demo cover the tasks of the load, and text."""
     deployments = demo.deployments()
     assert all(isinstance(deployment, Deployment) and deployment.replicas >= 2 for deployment in deployments)
-    assert {deployment.task for deployment in deployments} == set(demo.TASK_OF_KIND.values())
+    assert {deployment.task for deployment in deployments} == {
+        *demo.TASK_OF_KIND.values(),
+        PipelineTask.TEXT_GENERATION,
+    }
 
 
 def test_a_missing_extra_is_named_with_what_installs_it(monkeypatch):
@@ -204,6 +209,9 @@ def test_the_whole_demo(command_line: CommandLine, tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "out" / "speech.wav")) as file:
         assert file.getnframes() > 5 * file.getframerate()
     assert "gzip" in out[out.index("unzip a compressed file") :]
+    text = out[out.index("text, as its tokens come") :]
+    assert all(prompt in text for prompt in demo_text.PROMPTS)
+    assert re.search(r"\d+ tokens in ", text)
 
 
 @pytest.mark.process

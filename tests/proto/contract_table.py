@@ -1039,7 +1039,13 @@ SAMPLING_INPUT = """
     field seed: int | None = None
     field logits_processors: Sequence[LogitsProcessor] | None = None
 """
-contract(CONTEXT, "SamplingParamsInput", SAMPLING_INPUT)
+NAMED_PROCESSORS = "logits processors that the worker knows by name travel, with their options"
+contract(
+    CONTEXT,
+    "SamplingParamsInput",
+    SAMPLING_INPUT,
+    Differs(NAMED_PROCESSORS, "field named_processors: list[NamedProcessor] | None = None"),
+)
 contract(
     CONTEXT,
     "SamplingParamsGenerationConfigDefaults",
@@ -1086,6 +1092,7 @@ contract(
         "every value is checked whenever it is set, NaN included; lists are copied and bounded; a caller's temperature "
         "samples even where the model's config is greedy; seeds cost no system call",
     ),
+    Differs(NAMED_PROCESSORS, "field named_processors: list[NamedProcessor] | None = None"),
 )
 
 # -- requests ---------------------------------------------------------------------------------------------------------

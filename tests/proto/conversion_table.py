@@ -75,6 +75,7 @@ CONVERSIONS = [
             "stop_token_ids": None,
             "detokenize": True,
             "logits_processors": None,
+            "named_processors": None,
         },
     ),
     Conversion(

@@ -336,6 +336,7 @@ UNSAYABLE = {
         "stop_token_ids": lambda: text_request(sampling={"stop_token_ids": []}),
         "detokenize": lambda: text_request(sampling={"detokenize": False}),
         "logits_processors": lambda: text_request(sampling={"logits_processors": [print]}),
+        "named_processors": lambda: text_request(sampling={"named_processors": [{"name": "logit_bias"}]}),
     },
     proto.PixelGenerationRequest: {},
     proto.AudioGenerationRequest: {

@@ -48,6 +48,7 @@ def test_defaults():
         "detokenize": True,
         "seed": 3,
         "logits_processors": None,
+        "named_processors": None,
     }
     assert [spec.name for spec in dataclasses.fields(SamplingParamsInput)] == list(params.__dict__)
     assert all(value is None for value in SamplingParamsInput().__dict__.values())

@@ -6,6 +6,7 @@ small model that comes with the package (`..text.small`).
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from ..device import Device, select_device
 from ..text.blocks import BlockManager
 from ..text.engine import TextEngine
 from ..text.generation import GenerationDefaults
+from ..text.grammar import GrammarCompiler, grammar_of
+from ..text.grammar_hold import GrammarHold, hold
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
 from ..text.scheduler import Scheduler
@@ -96,8 +99,8 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             max_chunk=options.max_chunk_tokens,
             max_running=options.max_batch_size,
         )
-        vocabulary = Vocabulary.from_tokenizer(self.tokenizer.backend)
-        self.engine = TextEngine(self.decoder, cache, self.scheduler, vocabulary)
+        self._vocabulary = Vocabulary.from_tokenizer(self.tokenizer.backend)
+        self.engine = TextEngine(self.decoder, cache, self.scheduler, self._vocabulary)
         #: Longest sequence, prompt and answer, in tokens.
         self.max_length = min(config.positions, self.defaults.max_length or config.positions, self.scheduler.capacity)
 
@@ -122,7 +125,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         if params.max_new_tokens == 0:
             raise InvalidRequest("`max_new_tokens` is 0: at least one token is generated")
         wanted = room if params.max_new_tokens is None else params.max_new_tokens
-        return TextContext(
+        context = TextContext(
             request_id=request.request_id,
             model_name=request.model_name,
             tokens=TokenBuffer(tokens),
@@ -133,6 +136,20 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             log_probabilities_echo=request.echo,
             vocab_size=self.decoder.config.vocabulary,
             cache_salt=request.cache_salt,
+        )
+        grammar = grammar_of(request.response_format)
+        if grammar is not None:
+            hold(context, GrammarHold(self._grammars.matcher(grammar)))
+        return context
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        """Made with the first request for structured output, which needs a library of its own."""
+        return GrammarCompiler(
+            self._vocabulary,
+            size=self.decoder.config.vocabulary,
+            end_ids=self.defaults.eos_token_ids,
+            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
         )
 
     def _tokens(self, request: TextGenerationRequest) -> list[int]:
@@ -186,5 +203,3 @@ def _blocks(options: DeploymentOptions, decoder: Decoder) -> int:
 def _refuse_unsupported(request: TextGenerationRequest) -> None:
     if request.images or request.videos:
         raise InvalidRequest("this model reads text only, no images or videos")
-    if request.response_format is not None:
-        raise InvalidRequest("this pipeline holds no answer to a `response_format`")

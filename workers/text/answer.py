@@ -7,7 +7,7 @@ model, and no wire.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ...proto.context import GenerationStatus
 from ...proto.eos import EOSTracker
@@ -19,13 +19,12 @@ from .stops import StopFilter
 from .vocabulary import Vocabulary
 
 
-@dataclass(frozen=True)
-class AnswerDelta:
+class AnswerDelta(NamedTuple):
     """What some tokens added to an answer. Of `tool_calls`, entries with `content` are in `content` instead."""
 
     content: str = ""
     reasoning: str = ""
-    tool_calls: list[ParsedToolCallDelta] = field(default_factory=list)
+    tool_calls: Sequence[ParsedToolCallDelta] = ()
 
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.tool_calls)
@@ -59,6 +58,8 @@ class AnswerStream:
         self._thinking = Detokenizer(vocabulary, hidden=hidden)
         self._speaking = Detokenizer(vocabulary, hidden=hidden.difference(shown))
         self._stops = StopFilter(tracker)
+        #: Whether the text can end the answer, and whether tokens are told apart: most answers do neither.
+        self.may_stop, self.may_reason = bool(tracker.eos_stop_strings), reasoning is not None
         self._tools = tools
         if tools is not None:
             tools.reset()
@@ -76,7 +77,10 @@ class AnswerStream:
     def feed(self, tokens: Sequence[int], *, may_stop: bool = True) -> AnswerDelta:
         """What the next tokens add. `may_stop` False: a stop string that they complete is ordinary text."""
         if self._reasoning is None:
-            return self._delta("", self._speaking.feed(tokens), may_stop=may_stop)
+            text = self._speaking.feed(tokens)
+            if self._tools is None and not self.may_stop:
+                return AnswerDelta(text)
+            return self._delta("", text, may_stop=may_stop)
         parts = self._reasoning.feed(tokens)
         return self._delta(self._thinking.feed(parts.reasoning), self._speaking.feed(parts.content), may_stop=may_stop)
 
@@ -96,11 +100,11 @@ class AnswerStream:
         content, calls = self._parse(self._stops.feed(text, may_stop=may_stop))
         return AnswerDelta(content, reasoning, calls)
 
-    def _parse(self, text: str) -> tuple[str, list[ParsedToolCallDelta]]:
+    def _parse(self, text: str) -> tuple[str, Sequence[ParsedToolCallDelta]]:
         if self._tools is None or not text:
-            return text, []
+            return text, ()
         deltas = self._tools.parse_delta(text)
-        return (text, []) if deltas is None else _sorted(deltas)
+        return (text, ()) if deltas is None else _sorted(deltas)
 
 
 def _sorted(deltas: Sequence[ParsedToolCallDelta]) -> tuple[str, list[ParsedToolCallDelta]]:
@@ -115,10 +119,10 @@ def follow(context: TextContext, answer: AnswerStream, token: int) -> AnswerDelt
     Tokens that were accepted together come one after the other, so that nothing counts behind a stop. When the request
     has ended the delta holds all that is left.
     """
-    generated = len(context.tokens) - context.tokens.has_placeholder - context.first_generated
-    may_stop = generated > context.min_tokens
-    delta = answer.feed([token], may_stop=may_stop)
-    context.in_reasoning_phase = answer.is_reasoning
+    may_stop = not answer.may_stop or _generated(context) > context.min_tokens
+    delta = answer.feed((token,), may_stop=may_stop)
+    if answer.may_reason:
+        context.in_reasoning_phase = answer.is_reasoning
     if answer.stop is not None:
         context.status = GenerationStatus.END_OF_SEQUENCE
     if not context.is_done:
@@ -129,9 +133,14 @@ def follow(context: TextContext, answer: AnswerStream, token: int) -> AnswerDelt
     )
 
 
+def _generated(context: TextContext) -> int:
+    return len(context.tokens) - context.tokens.has_placeholder - context.first_generated
+
+
 def catch_up(context: TextContext, answer: AnswerStream) -> None:
     """Read what was generated before this worker had the request; its text was shown already."""
-    tokens = context.tokens.all[context.first_generated : len(context.tokens) - context.tokens.has_placeholder].tolist()
+    start = context.first_generated
+    tokens = context.tokens.all[start : start + _generated(context)].tolist()
     answer.feed(tokens[: context.min_tokens], may_stop=False)
     answer.feed(tokens[context.min_tokens :])
     context.in_reasoning_phase = answer.is_reasoning

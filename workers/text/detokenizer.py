@@ -18,7 +18,7 @@ class Detokenizer:
     prompt, so that vocabularies which drop a first space do. Ids that the vocabulary does not have say nothing.
     """
 
-    __slots__ = ("_at_start", "_decoder", "_hidden", "_waiting", "vocabulary")
+    __slots__ = ("_at_start", "_decoder", "_hidden", "_texts", "_waiting", "vocabulary")
 
     #: Tokens that are left out.
     _hidden: Collection[int]
@@ -33,25 +33,25 @@ class Detokenizer:
         self.vocabulary = vocabulary
         self._hidden = vocabulary.special if hidden is None else hidden
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._texts = vocabulary.texts
         self._waiting = False
         self._at_start = at_start and vocabulary.drops_first_space
 
     def feed(self, tokens: Sequence[int]) -> str:
         """The text that is whole now. Bytes that are no UTF-8 become U+FFFD as soon as that is certain."""
-        text = "".join(map(self._one, tokens))
+        text = self._one(tokens[0]) if len(tokens) == 1 else "".join(map(self._one, tokens))
         if self._at_start and text:
             self._at_start = False
             text = text.removeprefix(" ")
         return text
 
     def _one(self, token: int) -> str:
-        vocabulary = self.vocabulary
-        if not 0 <= token < len(vocabulary.pieces) or token in self._hidden:
+        if not 0 <= token < len(self._texts) or token in self._hidden:
             return ""
-        text = vocabulary.texts[token]
+        text = self._texts[token]
         if text is not None and not self._waiting:
             return text
-        text = self._decoder.decode(vocabulary.pieces[token])
+        text = self._decoder.decode(self.vocabulary.pieces[token])
         self._waiting = bool(self._decoder.getstate()[0])
         return text
 

@@ -1,6 +1,6 @@
 """The step loop of text generation: plans a step, computes it, chooses tokens, and says what each request got.
 
-Joins `scheduler.py`, the decoder of `models`, the sampler of `sampling` and `answer.py`; the pipeline
+Joins `scheduler.py`, the decoder of `models`, the sampler of `sampling` and `turn.py`; the pipeline
 (`..pipelines.llama`) makes contexts and hands them in. Knows no tokenizer's files, sockets or clocks.
 """
 
@@ -18,14 +18,16 @@ from ...proto.request import RequestID
 from ...proto.text_context import TextContext
 from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
-from .answer import AnswerStream, follow
+from .answer import AnswerStream
 from .models.cache import KVCache
 from .models.decoder import Decoder
 from .models.step import Span, lay_out
+from .processors import Setting, request_processors
 from .sampling import Sampler, SamplingState, prompt_log_probabilities
 from .sampling.log_probabilities import join_log_probabilities
 from .scheduler import Plan, Scheduler, Work
 from .scheduler import Sequence as Scheduled
+from .turn import commit
 from .vocabulary import Vocabulary
 
 Outputs = dict[RequestID, "TextGenerationOutput | TensoryardError"]
@@ -59,6 +61,7 @@ class TextEngine:
         self._cache = cache
         self._scheduler = scheduler
         self._vocabulary = vocabulary
+        self._setting = Setting(decoder.device, decoder.config.vocabulary)
         self._sampler = Sampler(decoder.device, vocabulary=decoder.config.vocabulary)
         self._requests: dict[RequestID, _Request] = {}
 
@@ -95,7 +98,8 @@ class TextEngine:
         try:
             # Every position of a prompt to be reported on has to be computed, so nothing of it may be found.
             salt = f"echo {context.request_id}" if context.log_probabilities_echo else context.cache_salt or ""
-            state = SamplingState(context, vocab_size=self._decoder.config.vocabulary)
+            processors = request_processors(context, self._setting)
+            state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
             sequence = self._scheduler.add(context.request_id, context.tokens.all, most=context.max_length, salt=salt)
         except TensoryardError as error:
             outputs[context.request_id] = error
@@ -148,9 +152,10 @@ class TextEngine:
         if request.known != len(blocks):
             request.table[: len(blocks)] = blocks
             request.known = len(blocks)
+        wanted = 1 if last else 0
         context = request.context
-        echoes = context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated)
-        wanted = size if echoes else int(last)
+        if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
+            wanted = size
         return Span(sequence.tokens[start : start + size], start, request.table, wanted)
 
     def _choose(self, ready: list[_Request], logits: Any, outputs: Outputs) -> None:
@@ -170,16 +175,14 @@ class TextEngine:
         if request.echo:
             told = join_log_probabilities([*request.echo, *([told] if told is not None else [])])
             request.echo = []
-        context.update(token, told)
-        request.state.accept((token,))
-        text = None if request.answer is None else follow(context, request.answer, token).content
+        deltas = commit(request.state, (token,), (told,), answer=request.answer)
         if context.is_done:
             self._scheduler.remove(context.request_id)
         else:
             self._scheduler.append(request.sequence, context.tokens.all)
         output = context.to_generation_output()
-        if context.sampling_params.detokenize:
-            output.text = text
+        if deltas and context.sampling_params.detokenize:
+            output.text = deltas[0].content
         return output
 
     def _fail(self, request: _Request, problem: TensoryardError) -> TensoryardError:

@@ -137,6 +137,10 @@ class Scheduler:
 
     def _continue(self, sequence: Sequence, plan: Plan, still: Collection[Hashable]) -> None:
         left = len(sequence.tokens) - sequence.computed
+        if left == 1 and sequence.computed < sequence.room:  # as it mostly is, and there is room in the budget
+            plan.works.append(Work(sequence, sequence.computed, 1, True))
+            plan.tokens += 1
+            return
         count = min(left, self._max_chunk, self._max_tokens - plan.tokens)
         if count > 0 and self._make_room(sequence, sequence.computed + count, plan, still):
             plan.works.append(Work(sequence, sequence.computed, count, count == left))

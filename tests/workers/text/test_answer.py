@@ -122,6 +122,9 @@ def test_a_request_ends_where_its_text_does(vocabulary):
     text_of = made.byte_level().decode
     ended, cut = GenerationStatus.END_OF_SEQUENCE, GenerationStatus.MAXIMUM_LENGTH
     by_tokens = {"eos_sequences": [tokens[1:3]], "eos_stop_strings": [text_of(tokens[1:3])]}
+    text_of = made.byte_level().decode
+    ended, cut = GenerationStatus.END_OF_SEQUENCE, GenerationStatus.MAXIMUM_LENGTH
+    by_tokens = {"eos_sequences": [tokens[1:3]], "eos_stop_strings": [text_of(tokens[1:3])]}
     cases = [
         ({"eos_stop_strings": ["o thr"]}, tokens, 100, "one tw", ended),
         ({"eos_token_ids": [end]}, [*tokens, end, *tokens], 100, "one two three four", ended),

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from tensoryard.workers.text.sampling import choice
 from tensoryard.workers.text.sampling.weights import most_likely, scale_bits, weights
 
 from .support import plain_distribution, random_logits, sampler, state
+
+stats = pytest.importorskip("scipy.stats")
 
 WISHES = st.fixed_dictionaries(
     {},

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tensoryard.errors import InvalidRequest, PipelineError
 from tensoryard.proto import EOSTracker, GenerationStatus, SamplingParams, TextContext, TokenBuffer
-from tensoryard.workers.text.sampling import SamplingState, prompt_log_probabilities
+from tensoryard.workers.device import gpu_problem, select_device
+from tensoryard.workers.text.sampling import Sampler, SamplingState, prompt_log_probabilities
 from tensoryard.workers.text.sampling.log_probabilities import join_log_probabilities
 
 from .support import CPU, context, random_logits, sampler, state
@@ -272,6 +273,20 @@ def test_one_bad_request_fails_alone():
     assert all(0 <= token < SIZE for token in sampled.tokens)
 
 
+def test_what_is_wrong_behind_a_wrong_draft_does_not_count():
+    """No token is left behind the draft: that ends the request only where the draft is what the model chose."""
+
+    def forbids_behind(inputs):
+        inputs.logits[1:] = -np.inf
+
+    request = state(SIZE, temperature=0, logits_processors=[forbids_behind])
+    logits = random_logits(1, 2, SIZE)
+    right = int(logits[0].argmax())
+    wrong = sampler(SIZE).sample(logits.copy(), [request], [[(right + 1) % SIZE]])
+    assert (wrong.tokens[0], wrong.problems) == (right, {})
+    assert list(sampler(SIZE).sample(logits.copy(), [request], [[right]]).problems) == [0]
+
+
 def test_a_plan_is_made_anew_when_the_batch_changes():
     """Requests that come, go or change places are sampled as what they are."""
     chooser = sampler(SIZE)
@@ -294,3 +309,38 @@ def test_parameters_are_checked_already():
     """What reaches the sampler went through `SamplingParams`."""
     with pytest.raises(InvalidRequest):
         SamplingParams(temperature=float("nan"))
+
+
+@pytest.mark.gpu
+def test_a_gpu_chooses_as_the_processor_does():
+    """Greedy and filtered tokens, penalties, ends and reports; and no row depends on its neighbours there either."""
+    device = gpu()
+    logits = random_logits(12, 8, 2000)
+    wishes = [
+        {"temperature": 0},
+        {"temperature": 0, "repetition_penalty": 1.4, "presence_penalty": 0.3},
+        {"temperature": 0, "min_new_tokens": 3},
+        {"top_k": 20, "seed": 1},
+        {"top_p": 0.7, "seed": 2},
+        {"min_p": 0.1, "seed": 3},
+        {"seed": 4},
+        {"temperature": 0.4, "seed": 5, "frequency_penalty": 1},
+    ]
+    requests = [state(2000, eos=[7], log_probabilities=2, generated=[9, 9], **each) for each in wishes]
+    there = Sampler(device, vocabulary=2000)
+    found = there.sample(device.to_device(logits.copy()), requests)
+    here = sampler(2000).sample(logits.copy(), requests)
+    assert found.tokens[:6] == here.tokens[:6]
+    for mine, theirs in zip(found.log_probabilities, here.log_probabilities, strict=True):
+        assert list(mine.top_log_probabilities[0]) == list(theirs.top_log_probabilities[0])
+    for row, request in enumerate(requests):
+        alone = there.sample(device.to_device(logits[row : row + 1].copy()), [request])
+        assert alone.tokens == [found.tokens[row]]
+        assert alone.log_probabilities == [found.log_probabilities[row]]
+
+
+def gpu():
+    problem = gpu_problem()
+    if problem is not None:
+        pytest.skip(problem)
+    return select_device("gpu")

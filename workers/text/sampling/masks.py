@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ....errors import TensoryardError
 from ...device import Device
 from .plan import Row
 
@@ -44,19 +46,36 @@ class TokenMask(ABC):
         """Consume tokens as far as the grammar allows; how many were consumed."""
 
 
-def apply_masks(device: Device, logits: Any, rows: Sequence[Row]) -> set[int]:
-    """Set the logits of forbidden tokens to -inf in place; the rows whose grammar is complete."""
+@dataclass(frozen=True)
+class Masked:
+    """What grammars said: rows whose grammar is complete, and requests that can have no token."""
+
+    over: set[int] = field(default_factory=set)
+    problems: dict[int, TensoryardError] = field(default_factory=dict)
+
+
+def apply_masks(device: Device, logits: Any, rows: Sequence[Row]) -> Masked:
+    """Set the logits of forbidden tokens to -inf in place."""
+    found = Masked()
     matchers = [(at, row.state.context.matcher) for at, row in enumerate(rows)]
     held = [(at, matcher) for at, matcher in matchers if matcher is not None and isinstance(matcher, TokenMask)]
     if not held:
-        return set()
-    vocabulary = logits.shape[1]
-    masks = np.zeros((len(held), (vocabulary + 31) // 32), np.int32)
-    says = [matcher.fill_mask(masks[n], rows[at].drafts) for n, (at, matcher) in enumerate(held)]
-    bound = [n for n, hold in enumerate(says) if hold is not Hold.FREE]
+        return found
+    masks = np.zeros((len(held), (logits.shape[1] + 31) // 32), np.int32)
+    bound: list[int] = []
+    for place, (at, matcher) in enumerate(held):
+        try:
+            says = matcher.fill_mask(masks[place], rows[at].drafts)
+        except TensoryardError as error:
+            found.problems[rows[at].request] = error
+            continue
+        if says is not Hold.FREE:
+            bound.append(place)
+        if says is Hold.OVER:
+            found.over.add(at)
     if bound:
-        _forbid(device, logits, [held[n][0] for n in bound], masks[bound])
-    return {at for (at, _), hold in zip(held, says, strict=True) if hold is Hold.OVER}
+        _forbid(device, logits, [held[place][0] for place in bound], masks[bound])
+    return found
 
 
 def _forbid(device: Device, logits: Any, at: list[int], masks: npt.NDArray[np.int32]) -> None:
@@ -64,4 +83,4 @@ def _forbid(device: Device, logits: Any, at: list[int], masks: npt.NDArray[np.in
     # Words are little-endian on every machine that we run on, so their bytes are in the order of the tokens.
     bits = xp.unpackbits(xp.asarray(masks.view(np.uint8).ravel()), bitorder="little").reshape(len(at), -1)
     index = xp.asarray(np.array(at))
-    logits[index] = xp.where(bits[:, : logits.shape[1]], logits[index], np.float32(-np.inf))
+    logits[index] = xp.where(bits[:, : logits.shape[1]].astype(bool), logits[index], np.float32(-np.inf))

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ...device import Device
 from .choice import Filters
@@ -44,33 +45,50 @@ class Draw:
 class Plan:
     """The rows of a batch, sorted by what they need; positions are those of rows of logits."""
 
-    def __init__(self, device: Device, states: Sequence[SamplingState], drafts: Drafts | None, vocabulary: int) -> None:
+    def __init__(
+        self,
+        device: Device,
+        states: Sequence[SamplingState],
+        vocabulary: int,
+        *,
+        drafts: Drafts | None = None,
+        only_last: bool = False,
+    ) -> None:
         self._device = device
         self._vocabulary = vocabulary
         self.states = list(states)
         self._epochs = [state.epoch for state in states]
-        self.rows = _rows(states, drafts)
+        self.rows = _last_rows(states, drafts or ()) if only_last else _rows(states, drafts)
         #: The index of every row, on the device.
         self.every = device.xp.arange(len(self.rows))
         #: Where each request's rows begin, and the end; None when each has one.
-        self.offsets = None if drafts is None else _offsets(drafts)
+        self.offsets = None if drafts is None or only_last else _offsets(drafts)
+        self._may_be_kept = drafts is None
         drawn = [at for at, row in enumerate(self.rows) if not row.state.is_greedy]
         self.all_greedy = not drawn
         self.draws = self._draws(drawn)
         self.penalized = [at for at, row in enumerate(self.rows) if row.state.penalties is not None]
         self.held_back = [at for at, row in enumerate(self.rows) if row.state.may_not_end(len(row.drafts))]
-        self.processed = [index for index, state in enumerate(states) if state.processors]
-        self.reported = [at for at, row in enumerate(self.rows) if row.state.wants_log_probabilities]
+        #: Nobody reads a guess, and processors are not told what it stands behind.
+        self.is_guess = only_last
+        self.processed = [index for index, state in enumerate(states) if state.processors and not only_last]
+        wanting = (at for at, row in enumerate(self.rows) if row.state.wants_log_probabilities)
+        self.reported = [] if only_last else list(wanting)
 
     def fits(self, states: Sequence[SamplingState], drafts: Drafts | None) -> bool:
         """Whether the plan holds for this step too."""
         return (
-            drafts is None
-            and self.offsets is None
+            self._may_be_kept
+            and drafts is None
             and len(states) == len(self.states)
             and all(map(_is, states, self.states))
             and [state.epoch for state in states] == self._epochs
         )
+
+    def is_reached(self, at: int, tokens: npt.NDArray[np.int64]) -> bool:
+        """Whether the row's token counts: behind a draft that was not chosen nothing does."""
+        drafts = self.rows[at].drafts
+        return self.is_guess or tuple(tokens[at - len(drafts) : at].tolist()) == drafts
 
     def _draws(self, drawn: list[int]) -> list[Draw]:
         filtered = [at for at in drawn if _is_filtered(self.rows[at].state)]
@@ -117,6 +135,10 @@ def _rows(states: Sequence[SamplingState], drafts: Drafts | None) -> list[Row]:
         for index, (state, ahead) in enumerate(zip(states, drafts, strict=True))
         for count in range(len(ahead) + 1)
     ]
+
+
+def _last_rows(states: Sequence[SamplingState], drafts: Drafts) -> list[Row]:
+    return [Row(index, state, tuple(ahead)) for index, (state, ahead) in enumerate(zip(states, drafts, strict=True))]
 
 
 def _offsets(drafts: Drafts) -> list[int]:

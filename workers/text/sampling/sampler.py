@@ -62,7 +62,14 @@ class Sampler:
         """
         plan = self._plan
         if plan is None or not plan.fits(states, drafts):
-            plan = self._plan = Plan(self._device, states, drafts, self._vocabulary)
+            plan = self._plan = Plan(self._device, states, self._vocabulary, drafts=drafts)
+        return self._sample(logits, plan)
+
+    def guess(self, logits: Any, states: Sequence[SamplingState], drafts: Drafts) -> Sampled:
+        """The same for one row per request, behind all of its drafts: what a draft model would choose next."""
+        return self._sample(logits, Plan(self._device, states, self._vocabulary, drafts=drafts, only_last=True))
+
+    def _sample(self, logits: Any, plan: Plan) -> Sampled:
         if logits.shape != (len(plan.rows), self._vocabulary):
             raise ValueError(f"logits of {logits.shape} are not of {len(plan.rows)} rows and {self._vocabulary} tokens")
         report = self._report(logits, plan)
@@ -93,9 +100,10 @@ class Sampler:
             wanted = [(at, state.counts(drafts), state.penalties) for at, state, drafts in rows]
             apply_penalties(self._device.xp, logits, wanted)  # type: ignore[arg-type]
         problems = self._process(logits, plan)
-        over = apply_masks(self._device, logits, plan.rows)
+        masked = apply_masks(self._device, logits, plan.rows)
+        problems.update(masked.problems)
         # A grammar that is at its end outweighs a minimum of tokens.
-        if held_back := [at for at in plan.held_back if at not in over]:
+        if held_back := [at for at in plan.held_back if at not in masked.over]:
             self._hold_back(logits, plan, held_back)
         return problems
 
@@ -111,7 +119,7 @@ class Sampler:
                     process(inputs)
             except Exception as error:
                 problems[index] = _failed(error)
-        if self._batch_processors:
+        if self._batch_processors and not plan.is_guess:
             offsets = None if plan.offsets is None else self._device.xp.asarray(np.array(plan.offsets))
             batch = BatchProcessorInputs(logits, offsets, [state.context for state in plan.states])
             for process_batch in self._batch_processors:
@@ -135,10 +143,10 @@ class Sampler:
             chosen[way.index] = self._draw(logits, plan, way)
         tokens, alive = self._device.to_host(chosen), self._device.to_host(alive)
         if not alive.all():
-            for at in np.flatnonzero(~alive).tolist():
-                row = plan.rows[at]
-                problems.setdefault(row.request, _no_token(float(logits[at].max())))
-                tokens[at] = 0
+            dead = [at for at in np.flatnonzero(~alive).tolist() if plan.is_reached(at, tokens)]
+            for at in dead:
+                problems.setdefault(plan.rows[at].request, _no_token(float(logits[at].max())))
+            tokens[~alive] = 0
         return tokens
 
     def _draw(self, logits: Any, plan: Plan, way: Draw) -> Any:

@@ -75,9 +75,10 @@ class Stream:
 
 
 def numbers_at(streams: Sequence[Stream], positions: Sequence[int]) -> list[float]:
-    """The number of each stream at its position, to draw a token by; a stream may come several times.
+    """The number of each stream at its position, to draw a token by.
 
-    Streams that have run out get their next numbers all at once, which costs little more than one.
+    A stream may come several times, a few positions apart. Those that have run out get their next numbers all at once,
+    which costs little more than one.
     """
     pairs = list(zip(streams, positions, strict=True))
     if not all(0 <= position - stream.start < len(stream.window) for stream, position in pairs):
