@@ -214,7 +214,7 @@ class Broker:
                 _SERVES[peer.role](self, peer, message, body, at)
 
     def _welcome(self, identity: bytes, hello: wire.Hello, at: float) -> None:
-        wire.check_version(hello.version, f"{hello.role} {hello.name!r}")
+        self._check_version(hello)
         if hello.role not in _SERVES:
             raise errors.ProtocolError(f"a peer is one of {sorted(_SERVES)}, not {hello.role!r}")
         known = self.roster.get(identity)
@@ -237,6 +237,17 @@ class Broker:
         if hello.role == "worker":
             self._handle(ev.WorkerJoined(at=at, worker=peer.name, host=peer.host))
         self._send_welcome(peer)
+
+    def _check_version(self, hello: wire.Hello) -> None:
+        """VersionMismatch, with both packages' versions too. A worker's fleet hears of it: it started that worker."""
+        peer = f"{hello.role} {hello.name!r}" + (f" ({hello.software})" if hello.software else "")
+        try:
+            wire.check_version(hello.version, peer, own=f"this side (tensoryard {__version__})")
+        except errors.VersionMismatch as error:
+            for fleet in self.roster.all("fleet") if hello.role == "worker" else ():
+                notice = wire.WorkerNotice(worker=hello.name, deployment="", what="start_failed", text=error.text)
+                self._send(fleet.identity, notice)
+            raise
 
     def _send_welcome(self, peer: Peer) -> None:
         welcome = wire.Welcome(

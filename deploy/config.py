@@ -40,6 +40,7 @@ _WORDS: dict[Any, str] = {
     float: "a number",
     dict[str, Any]: "a table of names and values",
     dict[str, float]: "a table of names and numbers",
+    dict[str, str]: "a table of names and texts",
 }
 _MODULE_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _FILE_FACTORY = re.compile(r"(?P<file>.+\.py):(?P<factory>[^\W\d]\w*(\.[^\W\d]\w*)*)", re.DOTALL)

@@ -16,6 +16,8 @@ from .pipeline import PipelineTask
 
 #: Longest name of a model, in characters.
 MAX_MODEL_CHARS = 128
+#: How the workers of a deployment may lie towards each other; the empty one leaves it to Ray.
+PLACEMENTS = ("", "SPREAD", "PACK", "STRICT_PACK")
 
 
 class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +36,10 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     num_gpus: float = 0
     num_cpus: float = 1
     resources: dict[str, float] = {}
+    #: How its workers lie towards each other: SPREAD over nodes, PACK on few, STRICT_PACK on one; "": as Ray likes.
+    placement: str = ""
+    #: Labels of the nodes that they may run on.
+    node_labels: dict[str, str] = {}
     #: Most requests in one batch; None: the pipeline's own limit, which always holds.
     max_batch_size: int | None = None
     #: How long an idle worker waits for more requests to fill its batch, in milliseconds.
@@ -64,8 +70,19 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             if not _is_number(value, least, whole=key in _WHOLE) and not (value is None and key in _OPTIONAL):
                 whole = f"a whole number of at least {least}"
                 self._refuse(key, whole if key in _WHOLE else f"a number from {least} to {_MOST:.0e}")
+        self._check_place()
+
+    def _check_place(self) -> None:
         if not isinstance(self.resources, dict) or not all(_is_number(n, 0) for n in self.resources.values()):
             self._refuse("resources", f"a dict of names to numbers from 0 to {_MOST:.0e}")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            self._refuse("num_gpus", "a fraction of one, or a whole number")
+        if self.placement not in PLACEMENTS:
+            self._refuse("placement", f"one of {', '.join(PLACEMENTS[1:])}, or empty")
+        if not isinstance(self.node_labels, dict) or not all(
+            isinstance(text, str) and text for pair in self.node_labels.items() for text in pair
+        ):
+            self._refuse("node_labels", "a dict of names to values, all texts")
 
     def _refuse(self, key: str, allowed: str) -> NoReturn:
         raise ConfigError(f"`{key}` of model {self.model!r} must be {allowed}, not {getattr(self, key)!r:.60}")

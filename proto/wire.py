@@ -427,11 +427,11 @@ def size_of(frames: Frames) -> int:
     return sum([len(frame) if type(frame) is bytes else memoryview(frame).nbytes for frame in frames])
 
 
-def check_version(version: int, peer: str) -> None:
-    """VersionMismatch, naming both versions, unless the peer speaks ours."""
+def check_version(version: int, peer: str, *, own: str = "this side") -> None:
+    """VersionMismatch, naming both versions, unless the peer speaks ours. `peer`, `own`: who they are, in words."""
     if version != WIRE_VERSION:
         raise VersionMismatch(
-            f"{peer} speaks wire version {version}, this side speaks {WIRE_VERSION}; "
+            f"{peer} speaks wire version {version}, {own} speaks {WIRE_VERSION}; "
             "install the same tensoryard on both sides",
         )
 

@@ -169,7 +169,10 @@ PURE = [
     ),
     "links/presence",
     *(f"client/{name}" for name in ("conversation", "reading", "gate", "retry", "wish")),
-    *(f"workers/{name}" for name in ("conversation", "answers", "batcher", "window", "fleet", "squad", "autoscale")),
+    *(
+        f"workers/{name}"
+        for name in ("conversation", "answers", "batcher", "window", "fleet", "squad", "autoscale", "placement")
+    ),
     *(f"workers/text/{name}" for name in ("blocks", "scheduler")),
 ]
 

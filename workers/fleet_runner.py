@@ -27,12 +27,14 @@ log = logger(__name__)
 
 #: Delays and limits are looked at this often.
 _TICK_S = 0.25
+#: So often it is looked which workers wait for a place.
+_PLACES_S = 1.0
 #: How long the fleet's thread may take to end after the last worker.
 _END_S = 10.0
 #: Of a text that goes to the coordinator; its end says most.
 _MAX_TEXT = 60_000
 #: How long the fleet's thread may take to answer.
-_ANSWER_S = 10.0
+_ANSWER_S = 60.0
 
 
 class FleetRunner:
@@ -55,6 +57,8 @@ class FleetRunner:
         self._fleet = Fleet(drain_s=settings.drain_s, life=life)
         #: Things to do in the fleet's thread; each returns effects.
         self._inbox: queue.SimpleQueue[Callable[[], list[Effect]]] = queue.SimpleQueue()
+        #: Workers without a place, as they were last seen.
+        self._unplaced: dict[str, str] = {}
         self.finished = threading.Event()
         self._session = Session(
             address=address,
@@ -105,7 +109,7 @@ class FleetRunner:
     # -- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        due = time.monotonic()
+        due = look = time.monotonic()
         while not self.finished.is_set():
             effects: list[Effect] = []
             with contextlib.suppress(queue.Empty):
@@ -113,8 +117,25 @@ class FleetRunner:
             if time.monotonic() >= due:  # however much there is to hear
                 effects += self._fleet.tick(time.monotonic())
                 due = time.monotonic() + _TICK_S
+            if time.monotonic() >= look:
+                effects += self._look_for_places()
+                look = time.monotonic() + _PLACES_S
             for effect in effects:
                 self._try(effect)
+
+    def _look_for_places(self) -> list[Effect]:
+        """Tell the fleet, and in the log, which workers wait for a place, and what is missing."""
+        try:
+            unplaced = self._launcher.unplaced()
+        except Exception:
+            log.exception("where workers wait for could not be seen")
+            return []
+        if unplaced == self._unplaced:
+            return []
+        for name in unplaced.keys() - self._unplaced.keys():
+            log.warning("worker %s has no place to run: %s", name, unplaced[name])
+        self._unplaced = unplaced
+        return self._fleet.unplaced(unplaced, time.monotonic())
 
     def _try(self, effect: Effect) -> None:
         """Trouble with one worker must not end the care for all."""

@@ -34,6 +34,9 @@ OnEnd = Callable[[str, str], None]
 class Launcher(Protocol):
     """What a fleet needs to run workers."""
 
+    def unplaced(self) -> dict[str, str]:
+        """Workers that were launched a while ago and have no place to run yet: their names, and what is missing."""
+
     def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
         """How many workers of each deployment are wanted now; a cluster that can grow may prepare for them."""
 
@@ -68,6 +71,10 @@ class ProcessLauncher:
         # Held open by us alone: the workers see the other end close when we are gone.
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
         _launchers.add(self)
+
+    def unplaced(self) -> dict[str, str]:
+        """A process starts at once."""
+        return {}
 
     def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
         """This machine is as large as it is."""

@@ -168,6 +168,10 @@ class FleetActor:
         """How far each deployment is."""
         return self._runner.expectations()
 
+    def places(self) -> dict[str, str]:
+        """The node of each worker."""
+        return self._launcher.places()
+
     def pid(self) -> int:
         """Its process, for people and tests."""
         return os.getpid()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -70,6 +71,25 @@ class RayHead:
                 code = process.wait()
             output.seek(0)
             return code, output.read()
+
+    def add_node(self, *options: str) -> None:
+        """One more raylet on this machine, a node of its own to Ray."""
+        self.run(
+            str(RAY), "start", f"--address={self.address}", "--num-cpus=4", "--object-store-memory=100000000",
+            "--disable-usage-stats", *options, environment={**self.environment, "RAY_ADDRESS": ""},
+        )  # fmt: skip
+
+    def places(self, name: str = "default") -> dict[str, str]:
+        """The node of each worker of a cluster, as its fleet knows them."""
+        script = (
+            "import json, ray; ray.init(log_to_driver=False); "
+            f"fleet = ray.get_actor('fleet', namespace='tensoryard-{name}'); "
+            "print('places', json.dumps(ray.get(fleet.places.remote())))"
+        )
+        found: dict[str, str] = json.loads(
+            self.run(sys.executable, "-c", script).partition("places ")[2].splitlines()[0]
+        )
+        return found
 
     def launch(self, *arguments: str) -> str:
         """What `launch.py` prints."""

@@ -203,6 +203,8 @@ class Pretending:
         self.launched: list[str] = []
         self.refuse: Exception | None = None
         self.closed = 0
+        self.homeless: dict[str, str] = {}
+        self.planned: list[tuple[str, int]] = []
 
     def launch(self, name: str, deployment: ty.Deployment, address: str, on_end: OnEnd) -> None:
         self.launched.append(name)
@@ -213,6 +215,12 @@ class Pretending:
     def end(self, name: str) -> None:
         if on_end := self.running.pop(name, None):
             on_end(name, "it has ended")
+
+    def unplaced(self) -> dict[str, str]:
+        return self.homeless
+
+    def plan(self, wanted: Any) -> None:
+        self.planned = [(deployment.name, count) for deployment, count in wanted]
 
     def kill(self, name: str) -> None:
         self.end(name)
@@ -247,6 +255,19 @@ def make_runner(hub, pretending) -> Iterator[Callable[..., FleetRunner]]:
         runner.close()
         assert not runner._thread.is_alive()
         assert not runner._session._thread.is_alive()
+
+
+def test_workers_without_a_place_are_told_of(hub, pretending, make_runner, caplog):
+    """To the coordinator, in the log, and no longer once they have one; what is wanted is planned for."""
+    pretending.homeless = {"m-1": "each needs 2 GPU; the most that a node has is 1 GPU"}
+    make_runner(deployment_of("mod:create"))
+    told = lambda: [entry.pending for message in hub.of(wire.Deployments) for entry in message.deployments]
+    text = "1 of 1 workers wait for a place: each needs 2 GPU; the most that a node has is 1 GPU"
+    until(lambda: text in told(), "it is told")
+    assert "worker m-1 has no place to run: each needs 2 GPU" in caplog.text
+    pretending.homeless = {}
+    until(lambda: told()[-1] == "", "it is told again")
+    assert pretending.planned == [("m", 1)]
 
 
 def test_time_passes_however_often_the_fleet_is_asked(hub, pretending, make_runner):
