@@ -56,7 +56,9 @@ def resolve_address(address: str | None) -> str:
     "file://PATH" is the address in that file (`tensoryard up --address-file`). Raises NotConnected when there is none.
     """
     address = address or os.environ.get("TENSORYARD_ADDRESS") or read_connection().address
-    return read_address_file(address.removeprefix("file://")) if address.startswith("file://") else address
+    if isinstance(address, str) and address.startswith("file://"):
+        return read_address_file(address.removeprefix("file://"))
+    return address
 
 
 class Connection:
