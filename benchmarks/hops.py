@@ -18,6 +18,7 @@ import numpy as np
 
 import tensoryard as ty
 
+from .contenders.ours_pipelines import token_request
 from .process_clock import used_s
 from .works import IN_FLIGHT, MIB, STREAMS, TOKENS
 
@@ -28,10 +29,10 @@ CHUNK = 256
 
 def measure(seconds: float) -> dict[str, Any]:
     """By kind of traffic: microseconds of processor time per request or token in each process, and their rate."""
-    embeddings, audio = ty.PipelineTask.EMBEDDINGS_GENERATION, ty.PipelineTask.AUDIO_GENERATION
+    embeddings, text = ty.PipelineTask.EMBEDDINGS_GENERATION, ty.PipelineTask.TEXT_GENERATION
     deployments = [
         ty.Deployment(model="works", task=embeddings, pipeline=f"{PIPELINES}:works", max_wait_ms=0),
-        ty.Deployment(model="tokens", task=audio, pipeline=f"{PIPELINES}:tokens", max_wait_ms=0),
+        ty.Deployment(model="tokens", task=text, pipeline=f"{PIPELINES}:tokens", max_wait_ms=0),
     ]
     with ty.local(deployments, runtime="process") as yard:
         yard.wait_ready()
@@ -63,8 +64,7 @@ def _traffic(client: ty.Client) -> dict[str, tuple[str, Callable[[], int]]]:
         return sum(1 for _ in client.map(requests, max_in_flight=IN_FLIGHT))
 
     def streams() -> int:
-        told = [{"stream": stream, "tokens": TOKENS} for stream in range(STREAMS)]
-        replies = [client.submit(ty.AudioGenerationRequest(model="tokens", input="go", options=o)) for o in told]
+        replies = [client.submit(token_request(stream, TOKENS)) for stream in range(STREAMS)]
         return sum(1 for reply in replies for _ in reply)
 
     return {

@@ -15,6 +15,7 @@ import tensoryard as ty
 
 from ..works import Array, Work
 from .base import Contender
+from .ours_pipelines import token_request
 
 PIPELINES = Path(__file__).with_name("ours_pipelines.py")
 
@@ -48,7 +49,7 @@ class Cluster:
     def streaming_client(self) -> Any:
         """A client of a cluster of its own, started when it is first needed: else it would beat beside all others."""
         if self._streams is None:
-            self._streams = _yard("tokens", ty.PipelineTask.AUDIO_GENERATION)
+            self._streams = _yard("tokens", ty.PipelineTask.TEXT_GENERATION)
             self._streams.wait_ready()
             self._streams_client = self._streams.connect()
         return self._streams_client
@@ -113,11 +114,8 @@ class Tensoryard(Contender):
     def stream(self, streams: int, tokens: int) -> list[list[int]]:
         """All submitted, then read one after the other; the steps go on meanwhile."""
         client = self._cluster.streaming_client()
-        options = [{"stream": stream, "tokens": tokens} for stream in range(streams)]
-        replies = [
-            client.submit(ty.AudioGenerationRequest(model="tokens", input="go", options=told)) for told in options
-        ]
-        return [[output.steps_executed for output in reply] for reply in replies]
+        replies = [client.submit(token_request(stream, tokens)) for stream in range(streams)]
+        return [[output.tokens[0] for output in reply] for reply in replies]
 
     def notes(self) -> dict[str, float]:
         """From the copy ledger."""

@@ -8,7 +8,7 @@ import numpy as np
 
 import tensoryard as ty
 from tensoryard.benchmarks.works import Array, fill, page_sum, token_of, touched
-from tensoryard.proto import GenerationStatus
+from tensoryard.proto import GenerationStatus, TextContext, TokenBuffer
 
 
 class Works(ty.Pipeline):  # type: ignore[type-arg]
@@ -47,32 +47,46 @@ class Works(ty.Pipeline):  # type: ignore[type-arg]
 
 
 class Tokens(ty.Pipeline):  # type: ignore[type-arg]
-    """A token of each stream per step, as a language model makes them. The token is the output's `steps_executed`.
-
-    The task is audio's, which streams: its samples stay empty.
-    """
+    """A token of each stream per step, as a language model makes them: the prompt is the stream's number."""
 
     max_batch_size = 512
 
     def __init__(self) -> None:
-        self._positions: dict[ty.RequestID, int] = {}
+        #: Of each stream that has begun: its number, tokens so far, and tokens in all.
+        self._streams: dict[ty.RequestID, tuple[int, int, int]] = {}
+
+    def new_context(self, request: ty.TextGenerationRequest) -> TextContext:
+        """As many tokens as asked for."""
+        prompt = TokenBuffer(np.array(request.prompt, np.int64))
+        last = len(request.prompt) + request.sampling_params.max_new_tokens
+        return TextContext(
+            request_id=request.request_id, model_name=request.model_name, tokens=prompt, max_length=last
+        )
 
     def execute(self, inputs: Any) -> dict[ty.RequestID, Any]:
         """One step."""
-        return {rid: self._next(rid, ctx.options) for rid, ctx in inputs.batch.items()}
+        return {context.request_id: self._next(context) for context in inputs.flat_batch}
 
-    def _next(self, request_id: ty.RequestID, options: dict[str, int]) -> Any:
-        position = self._positions.get(request_id, 0)
-        self._positions[request_id] = position + 1
-        last = position + 1 == options["tokens"]
-        return ty.AudioGenerationOutput(
-            final_status=GenerationStatus.END_OF_SEQUENCE if last else GenerationStatus.ACTIVE,
-            steps_executed=token_of(options["stream"], position),
+    def _next(self, context: TextContext) -> Any:
+        begun = self._streams.get(context.request_id)
+        stream, position, tokens = begun or (int(context.tokens.prompt[0]), 0, context.max_length - 1)
+        self._streams[context.request_id] = (stream, position + 1, tokens)
+        last = position + 1 == tokens
+        return ty.TextGenerationOutput(
+            request_id=context.request_id,
+            tokens=[token_of(stream, position)],
+            final_status=GenerationStatus.MAXIMUM_LENGTH if last else GenerationStatus.ACTIVE,
         )
 
     def release(self, request_id: ty.RequestID) -> None:
         """The stream has ended."""
-        self._positions.pop(request_id, None)
+        self._streams.pop(request_id, None)
+
+
+def token_request(stream: int, tokens: int) -> ty.TextGenerationRequest:
+    """What `Tokens` answers with so many tokens of a stream."""
+    params = ty.SamplingParams(max_new_tokens=tokens)
+    return ty.TextGenerationRequest(model_name="tokens", prompt=[stream], sampling_params=params)
 
 
 def works() -> Works:
