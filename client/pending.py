@@ -7,7 +7,6 @@ answer has come, and everything needed to send it again.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -27,8 +26,7 @@ _MAX_CHARS = 200
 _UNTOLD = wire.Ledger()
 
 
-@dataclass(slots=True, eq=False)
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """One request under way."""
 
     reply: Reply
@@ -59,7 +57,7 @@ class Pending:
     #: It sleeps before it is tried again; changed under the table's lock.
     asleep: bool = False
     #: What this side saw of it besides its first sending: (monotonic seconds, text).
-    events: list[tuple[float, str]] = field(default_factory=list)
+    events: list[tuple[float, str]] = []
     #: What the request itself took; 0 until it is first asked for.
     sent_bytes: int = 0
 

@@ -6,8 +6,9 @@ Made and waited for by `connection.py` and `aio.py`; `conversation.py` knows wha
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ..errors import Overloaded
 from ..proto.outputs import model_of
@@ -16,8 +17,7 @@ from .conversation import Conversation
 from .retry import Retry
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Wish:
+class Wish(msgspec.Struct, eq=False, kw_only=True):
     """One request and how it is wanted."""
 
     request: Any

@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from types import UnionType
 from typing import Annotated, Any, NoReturn, Protocol, Union, get_args, get_origin
@@ -53,19 +53,18 @@ class Placement(Protocol):
         """A loan with the handle and whether a copy was made; None to send the array another way."""
 
 
-@dataclass(slots=True)
-class Encoded:
-    """A body ready to send, and what it took."""
+class Encoded(msgspec.Struct, eq=False):
+    """A body ready to send, and what it took. A struct, because one is made for every message."""
 
     #: Body, then out-of-band buffers.
-    frames: list[Any] = field(default_factory=list)
+    frames: list[Any] = []
     #: Holds on the shared memory that the body names.
-    loans: list[Loan] = field(default_factory=list)
+    loans: list[Loan] = []
     shared_bytes: int = 0
     #: Copies made of arrays at or over the threshold.
     copies: int = 0
     #: Numbers of the frames that are the sender's own arrays, not copies of them.
-    borrowed: list[int] = field(default_factory=list)
+    borrowed: list[int] = []
 
     @property
     def socket_bytes(self) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ..errors import DeadlineExpired
 from ..proto.context import GenerationStatus
@@ -18,8 +19,7 @@ from ..proto.text_context import TextContext
 from .window import Window
 
 
-@dataclass(slots=True, eq=False)
-class Work:
+class Work(msgspec.Struct, eq=False):
     """One attempt of one request inside a worker."""
 
     request_id: str
@@ -39,9 +39,9 @@ class Work:
     wait_s: float = 0.0
     execute_s: float = 0.0
     #: Whether `pipeline.release` is owed.
-    started: bool = field(default=False)
+    started: bool = False
     #: How much of its stream may be unread.
-    window: Window = field(default_factory=Window)
+    window: Window = msgspec.field(default_factory=Window)
     #: Since when it pauses, in monotonic seconds, with nothing read meanwhile; None while it does not.
     paused: float | None = None
     #: Why it ends before its last output, when that is not its caller's wish.

@@ -129,7 +129,9 @@ class Engine:
         self._place_until = self._clock() + self._settings.allocate_timeout_s
         self._surely_fits = min(self._limits.max_frame_bytes, self._limits.max_message_bytes) - ENVELOPE_BYTES
         batch, results = executed
-        told = [work for work in batch if not self._is_silent(work, results)]
+        told = batch
+        if self._task is PipelineTask.TEXT_GENERATION:
+            told = [work for work in batch if not _is_silent(work, results)]
         answers = [self._answer(work, results.get(work.context.request_id)) for work in told]
         _cut_tracebacks(results)
         ended = [work for work, (output, _, _) in zip(told, answers, strict=True) if output.done or output.code]
@@ -158,11 +160,6 @@ class Engine:
             problem = errors.PipelineError(f"the pipeline returned a {type(results).__name__}, not a dict by RequestID")
             return dict.fromkeys(contexts, problem)
         return results
-
-    def _is_silent(self, work: Work, results: dict[RequestID, Any]) -> bool:
-        """A text request that got nothing in this step, since its prompt is still being read, or it waits for room."""
-        got_nothing = self._task is PipelineTask.TEXT_GENERATION and work.context.request_id not in results
-        return got_nothing and not work.context.cancelled
 
     def _answer(self, work: Work, value: Any) -> Answer:
         """The answer for one request; anything wrong with it is that request's alone."""
@@ -272,6 +269,11 @@ class Engine:
             self._pipeline.release(work.context.request_id)
         except Exception:
             log.exception("the pipeline's release of request %s raised", work.request_id)
+
+
+def _is_silent(work: Work, results: dict[RequestID, Any]) -> bool:
+    """A text request that got nothing in this step, since its prompt is still being read, or it waits for room."""
+    return work.context.request_id not in results and not work.context.cancelled
 
 
 def _cut_tracebacks(results: dict[RequestID, Any]) -> None:

@@ -59,9 +59,7 @@ class Tokens(ty.Pipeline):  # type: ignore[type-arg]
         """As many tokens as asked for."""
         prompt = TokenBuffer(np.array(request.prompt, np.int64))
         last = len(request.prompt) + request.sampling_params.max_new_tokens
-        return TextContext(
-            request_id=request.request_id, model_name=request.model_name, tokens=prompt, max_length=last
-        )
+        return TextContext(request_id=request.request_id, model_name=request.model_name, tokens=prompt, max_length=last)
 
     def execute(self, inputs: Any) -> dict[ty.RequestID, Any]:
         """One step."""
