@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from ....errors import InvalidRequest, PipelineError, TensoryardError
 from ....proto.logits import BatchLogitsProcessor, BatchProcessorInputs, ProcessorInputs
+from ....proto.text_context import TextContext
 from ....proto.tokens import LogProbabilities
 from ...device import Device
+from ..processors import Setting, request_processors
 from .choice import draw, greedy
 from .log_probabilities import RowLogProbabilities
 from .masks import apply_masks
@@ -53,6 +55,14 @@ class Sampler:
         self._vocabulary = vocabulary
         self._batch_processors = tuple(batch_processors)
         self._plan: Plan | None = None
+
+    def admit(self, context: TextContext) -> SamplingState:
+        """The state of a request that is taken up here, also from the middle, with the processors that it names.
+
+        Raises InvalidRequest for what it asks for and cannot have.
+        """
+        named = request_processors(context, Setting(self._device, self._vocabulary))
+        return SamplingState(context, vocab_size=self._vocabulary, processors=named)
 
     def sample(self, logits: Any, states: Sequence[SamplingState], drafts: Drafts | None = None) -> Sampled:
         """A token for each row of `logits`, float32 `(rows, vocabulary)` on the device, which may be changed.
