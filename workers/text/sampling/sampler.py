@@ -113,8 +113,8 @@ class Sampler:
         masked = apply_masks(self._device, logits, plan.rows)
         problems.update(masked.problems)
         # A grammar that is at its end outweighs a minimum of tokens.
-        if held_back := [at for at in plan.held_back if at not in masked.over]:
-            self._hold_back(logits, plan, held_back)
+        if held_back := masked.unfinished.union(plan.held_back) - masked.over:
+            self._hold_back(logits, plan, sorted(held_back))
         return problems
 
     def _process(self, logits: Any, plan: Plan) -> dict[int, TensoryardError]:
@@ -137,10 +137,10 @@ class Sampler:
         return problems
 
     def _hold_back(self, logits: Any, plan: Plan, rows: Sequence[int]) -> None:
-        ids = [plan.rows[at].state.end_ids for at in rows]
-        at = np.repeat(rows, [len(each) for each in ids])
-        xp = self._device.xp
-        logits[xp.asarray(at), xp.asarray(np.concatenate(ids))] = -np.inf
+        pairs = [(at, token) for at in rows for token in plan.rows[at].state.end_ids]
+        if pairs:
+            at, ids = self._device.xp.asarray(np.array(pairs).T)
+            logits[at, ids] = -np.inf
 
     # The choice
 
