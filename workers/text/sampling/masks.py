@@ -50,7 +50,7 @@ class TokenMask(ABC):
 
 @dataclass(frozen=True)
 class Masked:
-    """What grammars said: rows whose grammar is complete, rows that may not end yet, requests that can have no token."""
+    """What grammars said: rows whose grammar is complete, rows that may not end yet, requests that have no token."""
 
     over: set[int] = field(default_factory=set)
     unfinished: set[int] = field(default_factory=set)
