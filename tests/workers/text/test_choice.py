@@ -39,6 +39,13 @@ def test_the_likeliest_come_first_and_ties_by_id(seed, size, count, coarse):
     assert np.array_equal(found, expected)
 
 
+def test_a_row_of_no_numbers_disturbs_no_other():
+    """Neither where its neighbour has equals at the border, which makes up for what it lacks."""
+    logits = np.array([[5, 4, np.nan, 1, 0], [7, 3, 3, 3, 9], [np.nan] * 5], np.float32)
+    for rows in ([0, 1, 2], [1, 0], [2, 1], [1]):
+        assert most_likely(np, logits[rows], 3)[rows.index(1)].tolist() == [4, 0, 1]
+
+
 def test_weights_sum_without_overflow_in_the_largest_vocabularies():
     """All tokens equally likely: the sum is exact and fits."""
     for size in (1, 2, 1000, 2**18, 2**20 + 1):
