@@ -116,7 +116,8 @@ class GrammarHold(TokenMask):
             ahead = self.deep_copy()
             return ahead.fill_mask(mask) if ahead.try_consume_tokens(drafts) == len(drafts) else Hold.FREE
         if self._place in (_Place.THINKING, _Place.FREE):
-            return Hold.FREE
+            # Before an answer that has to be there, thinking cannot be the end.
+            return Hold.FREE if self._regions.call_starts else Hold.UNFINISHED
         if not self._begun:
             self._read_mask(mask)
         if self._place is _Place.READY:

@@ -105,13 +105,25 @@ def test_thinking_is_free_and_the_answer_is_held(compiled):
     assert {token("<think>"), first} <= may
     assert tokens("Well")[0] not in may
     assert grammar.try_consume_tokens([token("<think>"), *tokens("Well, {]")]) == 1 + len(tokens("Well, {]"))
-    assert mask_of(grammar)[0] is Hold.FREE
+    assert mask_of(grammar)[0] is Hold.UNFINISHED
     assert grammar.try_consume_tokens([token("</think>")]) == 1
     assert mask_of(grammar)[0] is Hold.HELD
     assert grammar.try_consume_tokens(tokens('{"n": 7}')) == len(tokens('{"n": 7}'))
     assert mask_of(grammar) == (Hold.OVER, {token("<|end|>")})
     inside = held(compiled, regions=regions, thinking=True)
-    assert mask_of(inside)[0] is Hold.FREE
+    assert mask_of(inside)[0] is Hold.UNFINISHED
+
+
+def test_thinking_is_not_the_end(compiled):
+    """Where an answer is to follow, an end token does not come before it, however likely it is."""
+    regions = Regions(thinking_ends=[[token("</think>")]])
+    one = request(held(compiled, regions=regions, thinking=True), temperature=0)
+    logits = np.zeros((1, size()), np.float32)
+    logits[0, token("<|end|>")], logits[0, 5] = 9, 1
+    assert sampler(size()).sample(logits.copy(), [one]).tokens == [5]
+    endless = request(held(compiled, regions=regions, thinking=True), temperature=0, ignore_eos=True)
+    endless.end_ids = []
+    assert sampler(size()).sample(logits, [endless]).tokens == [token("<|end|>")]
 
 
 def test_marks_of_several_tokens(compiled):
@@ -125,7 +137,7 @@ def test_marks_of_several_tokens(compiled):
         assert part in may
         assert (tokens("{")[0] in may) == (at == 0)
         assert grammar.try_consume_tokens([part]) == 1
-    assert mask_of(grammar)[0] is Hold.FREE
+    assert mask_of(grammar)[0] is Hold.UNFINISHED
     assert grammar.try_consume_tokens([*tokens("so </th"), *end]) == len(tokens("so </th")) + len(end)
     assert mask_of(grammar)[0] is Hold.HELD
     assert held(compiled, regions=Regions([start], [end])).try_consume_tokens([start[0], *tokens("{")]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import msgspec
+import numpy as np
 import pytest
 
 from tensoryard.errors import ConfigError, InvalidRequest
@@ -20,8 +21,9 @@ from tensoryard.workers.text.processors import (
     logits_processor,
     request_processors,
 )
+from tensoryard.workers.text.sampling import SamplingState
 
-from .support import CPU, context
+from .support import CPU, context, sampler
 
 SETTING = Setting(CPU, 50)
 
@@ -155,3 +157,16 @@ def test_what_is_no_name_with_options_is_refused(wrong):
     """When it is set, by the name of the field."""
     with pytest.raises(InvalidRequest, match="named_processors"):
         SamplingParams(named_processors=wrong)
+
+
+def test_a_request_gets_what_it_names_or_an_error():
+    """Taken up by a sampler it has its processors; made without them it is refused rather than sampled otherwise."""
+    asked = context(named_processors=[NamedProcessor("banned_tokens", {"token_ids": [3]})], temperature=0)
+    chooser = sampler(50)
+    logits = np.zeros((1, 50), np.float32)
+    logits[0, 3], logits[0, 4] = 2, 1
+    assert chooser.sample(logits, [chooser.admit(asked)]).tokens == [4]
+    with pytest.raises(InvalidRequest, match="this engine makes none"):
+        SamplingState(asked, vocab_size=50)
+    with pytest.raises(InvalidRequest, match="nobody"):
+        chooser.admit(context(named_processors=[NamedProcessor("nobody")]))

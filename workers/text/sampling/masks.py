@@ -24,6 +24,8 @@ class Hold(Enum):
 
     #: Anything may come; the mask means nothing.
     FREE = "free"
+    #: Anything but an end token may come; the mask means nothing.
+    UNFINISHED = "unfinished"
     #: Only what the mask allows.
     HELD = "held"
     #: The grammar is complete: only an end token may come, and the mask allows just those.
@@ -48,9 +50,10 @@ class TokenMask(ABC):
 
 @dataclass(frozen=True)
 class Masked:
-    """What grammars said: rows whose grammar is complete, and requests that can have no token."""
+    """What grammars said: rows whose grammar is complete, rows that may not end yet, requests that have no token."""
 
     over: set[int] = field(default_factory=set)
+    unfinished: set[int] = field(default_factory=set)
     problems: dict[int, TensoryardError] = field(default_factory=dict)
 
 
@@ -69,10 +72,12 @@ def apply_masks(device: Device, logits: Any, rows: Sequence[Row]) -> Masked:
         except TensoryardError as error:
             found.problems[rows[at].request] = error
             continue
-        if says is not Hold.FREE:
+        if says in (Hold.HELD, Hold.OVER):
             bound.append(place)
         if says is Hold.OVER:
             found.over.add(at)
+        elif says is Hold.UNFINISHED:
+            found.unfinished.add(at)
     if bound:
         _forbid(device, logits, [held[place][0] for place in bound], masks[bound])
     return found

@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from ....errors import InvalidRequest, PipelineError, TensoryardError
 from ....proto.logits import BatchLogitsProcessor, BatchProcessorInputs, ProcessorInputs
+from ....proto.text_context import TextContext
 from ....proto.tokens import LogProbabilities
 from ...device import Device
+from ..processors import Setting, request_processors
 from .choice import draw, greedy
 from .log_probabilities import RowLogProbabilities
 from .masks import apply_masks
@@ -53,6 +55,14 @@ class Sampler:
         self._vocabulary = vocabulary
         self._batch_processors = tuple(batch_processors)
         self._plan: Plan | None = None
+
+    def admit(self, context: TextContext) -> SamplingState:
+        """The state of a request that is taken up here, also from the middle, with the processors that it names.
+
+        Raises InvalidRequest for what it asks for and cannot have.
+        """
+        named = request_processors(context, Setting(self._device, self._vocabulary))
+        return SamplingState(context, vocab_size=self._vocabulary, processors=named)
 
     def sample(self, logits: Any, states: Sequence[SamplingState], drafts: Drafts | None = None) -> Sampled:
         """A token for each row of `logits`, float32 `(rows, vocabulary)` on the device, which may be changed.
@@ -103,8 +113,8 @@ class Sampler:
         masked = apply_masks(self._device, logits, plan.rows)
         problems.update(masked.problems)
         # A grammar that is at its end outweighs a minimum of tokens.
-        if held_back := [at for at in plan.held_back if at not in masked.over]:
-            self._hold_back(logits, plan, held_back)
+        if held_back := masked.unfinished.union(plan.held_back) - masked.over:
+            self._hold_back(logits, plan, sorted(held_back))
         return problems
 
     def _process(self, logits: Any, plan: Plan) -> dict[int, TensoryardError]:
@@ -127,10 +137,10 @@ class Sampler:
         return problems
 
     def _hold_back(self, logits: Any, plan: Plan, rows: Sequence[int]) -> None:
-        ids = [plan.rows[at].state.end_ids for at in rows]
-        at = np.repeat(rows, [len(each) for each in ids])
-        xp = self._device.xp
-        logits[xp.asarray(at), xp.asarray(np.concatenate(ids))] = -np.inf
+        pairs = [(at, token) for at in rows for token in plan.rows[at].state.end_ids]
+        if pairs:
+            at, ids = self._device.xp.asarray(np.array(pairs).T)
+            logits[at, ids] = -np.inf
 
     # The choice
 

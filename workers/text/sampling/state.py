@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ....errors import InvalidRequest
 from ....proto.logits import LogitsProcessor
 from ....proto.text_context import TextContext
 from .log_probabilities import require_top
@@ -21,8 +22,9 @@ LOWEST_TEMPERATURE = 1e-5
 class SamplingState:
     """One request's side of the sampler.
 
-    `processors`: run on its logits after penalties, in this order, with those of its `SamplingParams` behind them.
-    Raises InvalidRequest for a request that asks for more log probabilities than are given.
+    `Sampler.admit` makes one. `processors`: run on its logits after penalties, in this order, with the functions of its
+    `SamplingParams` behind them. Raises InvalidRequest for a request that asks for more log probabilities than are
+    given, or names processors of which none were made.
     """
 
     __slots__ = (
@@ -62,6 +64,8 @@ class SamplingState:
 
     def __init__(self, context: TextContext, *, vocab_size: int, processors: Sequence[LogitsProcessor] = ()) -> None:
         params = context.sampling_params
+        if params.named_processors and not processors:
+            raise InvalidRequest("the request names logits processors, and this engine makes none")
         self.context = context
         self.position = len(context.tokens) - context.tokens.has_placeholder
         self.processors = (*processors, *(params.logits_processors or ()))
