@@ -1,6 +1,7 @@
 """`tensoryard submit`: one request from the command line, of whatever task its model serves.
 
-Texts become embeddings, image files become image files, a text becomes a WAV; and it tells what happened on the way.
+Texts become embeddings, image files become image files, a text becomes a WAV or more text; and it tells what happened
+on the way.
 Called by `cli.py`.
 """
 
@@ -20,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..client import Client, CopyLedger, Reply
+from ..client.text import text_request
 from ..errors import InvalidRequest, UnknownModel
 from ..proto.audio import AudioGenerationRequest
 from ..proto.embeddings import EmbeddingsRequest
 from ..proto.pipeline import PipelineTask
 from ..proto.pixels import PixelGenerationRequest
+from ..proto.text_output import TextGenerationOutput
 from .text import duration, say, several, size
 
 #: Texts of one embeddings request; longer lists are sent as several, so that several workers share them.
@@ -232,12 +235,36 @@ def _speak(client: Client, asked: Asked) -> list[Reply]:
     return replies
 
 
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def _write(client: Client, asked: Asked) -> list[Reply]:
+    """Show text as its tokens come; with --json tokens, text and how it ended, whole."""
+    _refuse(asked, "array", "prompt")
+    if asked.inputs and asked.file is not None:
+        raise InvalidRequest("give a prompt or --file, not both")
+    prompt = " ".join(asked.inputs) if asked.inputs and list(asked.inputs) != ["-"] else _read_text(asked)
+    request = text_request(prompt, asked.model, asked.options)
+    (reply,) = replies = _send(client, asked, [request], wait=False)
+    pieces = []
+    for piece in reply:
+        pieces.append(piece)
+        if not asked.as_json:
+            say(piece.text or "", end="")
+    whole = TextGenerationOutput.merge(pieces)
+    told = {"text": whole.text, "tokens": whole.tokens, "status": whole.final_status.value}
+    say(json.dumps(told) if asked.as_json else "")
+    say(f"{several(len(whole.tokens), 'token')}, {whole.final_status.value}", error=True)
+    return replies
+
+
 # -- common -----------------------------------------------------------------------------------------------------------
 
 _SENDERS: dict[PipelineTask, Callable[[Client, Asked], list[Reply]]] = {
     PipelineTask.EMBEDDINGS_GENERATION: _embed,
     PipelineTask.PIXEL_GENERATION: _paint,
     PipelineTask.AUDIO_GENERATION: _speak,
+    PipelineTask.TEXT_GENERATION: _write,
 }
 
 

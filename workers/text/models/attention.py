@@ -16,6 +16,9 @@ from .step import Group
 #: Tokens summed in one product. OpenBLAS splits longer sums, by their length.
 PART = 256
 
+#: Numbers that NumPy sums in an order which trailing zeros do not change; longer sums it splits, by their length.
+SUMMED = 128
+
 #: Scores held at once, in elements (16 MiB): of a long prompt some rows at a time are computed.
 SCORES = 4 << 20
 
@@ -83,6 +86,7 @@ class Attention:
     def _sums(self, scores: Any) -> Any:
         if not self._exact:
             return scores.sum(axis=-1, keepdims=True)
-        # NumPy's own sum pairs numbers up by their count, which padding changes; adding rows of a matrix does not.
-        blocks = scores.reshape(*scores.shape[:-1], -1, 8)
-        return blocks.sum(axis=-2).sum(axis=-1, keepdims=True)
+        total = scores[..., :SUMMED].sum(axis=-1, keepdims=True)
+        for start in range(SUMMED, scores.shape[-1], SUMMED):
+            total += scores[..., start : start + SUMMED].sum(axis=-1, keepdims=True)
+        return total
