@@ -211,17 +211,18 @@ def corrupt(arena: Arena) -> str | None:
     return babble(address, arena.rng, request=request, their_ids=ids, pools=pools)
 
 
+# Each deadly request costs three workers of one model their lives, which are replaced ever later: few of those.
 FAULTS = (
-    Fault(name="worker-kill", weight=6, says="kill -9 workers", do=worker_kill),
-    Fault(name="worker-freeze", weight=4, says="SIGSTOP workers, and SIGCONT them later", do=worker_freeze),
-    Fault(name="coordinator-kill", weight=2, says="kill -9 the coordinator", do=coordinator_kill, restarts=True),
-    Fault(name="coordinator-freeze", weight=2, says="SIGSTOP the coordinator for up to 3 s", do=coordinator_freeze,
+    Fault(name="worker-kill", weight=12, says="kill -9 workers", do=worker_kill),
+    Fault(name="worker-freeze", weight=8, says="SIGSTOP workers, and SIGCONT them later", do=worker_freeze),
+    Fault(name="coordinator-kill", weight=4, says="kill -9 the coordinator", do=coordinator_kill, restarts=True),
+    Fault(name="coordinator-freeze", weight=4, says="SIGSTOP the coordinator for up to 3 s", do=coordinator_freeze,
           restarts=True),
-    Fault(name="client-kill", weight=3, says="kill -9 client processes of its own", do=client_kill),
-    Fault(name="client-freeze", weight=2, says="SIGSTOP client processes of its own", do=client_freeze),
-    Fault(name="corrupt", weight=2, says="send broken messages to coordinator and pools", do=corrupt),
-    Fault(name="slow-reader", weight=2, says="hold results, and ask without reading the answers", do=slow_reader),
-    Fault(name="full-pool", weight=2, says="fill the pools of its own clients", do=full_pool),
+    Fault(name="client-kill", weight=6, says="kill -9 client processes of its own", do=client_kill),
+    Fault(name="client-freeze", weight=4, says="SIGSTOP client processes of its own", do=client_freeze),
+    Fault(name="corrupt", weight=4, says="send broken messages to coordinator and pools", do=corrupt),
+    Fault(name="slow-reader", weight=4, says="hold results, and ask without reading the answers", do=slow_reader),
+    Fault(name="full-pool", weight=4, says="fill the pools of its own clients", do=full_pool),
     Fault(name="hang", weight=1, says="send requests that never end", do=hang, own_only=True),
     Fault(name="poison", weight=1, says="send requests that kill their workers", do=poison, own_only=True),
 )  # fmt: skip

@@ -30,7 +30,7 @@ PIXELS, VECTORS, SOUND = "chaos-pixels", "chaos-vectors", "chaos-sound"
 POISON = "this request kills its worker"
 #: The text that its worker never has done with, and how long one may make no progress (s).
 HANG = "this request hangs"
-HANG_LIMIT_S = 5.0
+HANG_LIMIT_S = 3.0
 #: Numbers of a vector for a text, and for one that begins with `LONG`: by message, and by handle.
 WIDTH, LONG_WIDTH = 64, 32 << 10
 LONG = "long "

@@ -142,6 +142,7 @@ def test_a_factory_that_fails_in_an_actor_is_reported(ray_yard: ty.Yard) -> None
         model="broken",
         task=ty.PipelineTask.EMBEDDINGS_GENERATION,
         pipeline=f"{PIPELINES}:broken",
+        num_cpus=0.1,
     )
     with (
         ty.local([broken], runtime="ray") as yard,
