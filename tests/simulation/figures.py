@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -60,4 +61,6 @@ def run_seeds(seeds, *, hostile=False):
         figures.enter(result)
         if result.violation is not None:
             break
+    del result
+    gc.collect()  # worlds are full of cycles, and their pools have descriptors
     return figures

@@ -24,6 +24,10 @@ WAKE_S = 0.002
 _LOOK_S = 0.5
 
 
+#: What is left of a process in a world that is over; finalizers may ask for it.
+_LASTS = {"site", "world", "name", "host", "alive", "frozen", "offset_s", "tenancies"}
+
+
 class Process:
     """A process: what it asked to be called later is called while it lives, and waits while it is frozen."""
 
@@ -90,6 +94,12 @@ class Process:
 
     def ended(self, *, killed):
         """The process has ended."""
+
+    def forget(self):
+        """The world is over: let go of all arrays, whose cycles no garbage collector sees."""
+        for name in vars(self).keys() - _LASTS:
+            delattr(self, name)
+        self._stalled = []
 
     def check_books(self):
         """What must hold in this process after every event; raises Violation."""

@@ -124,6 +124,16 @@ class Site:
         """All that live."""
         return self.peers() + ([self.network.hub] if self.network.hub is not None else [])
 
+    def forget(self):
+        """The world is over; its story is left."""
+        self.world._queue.clear()
+        self.faults._to_undo.clear()
+        for asked in self.ledger.asked:
+            asked.held.clear()
+            asked.reply = None
+        for process in {*self.clients, *self.workers, *self.processes()}:
+            process.forget()
+
     def check_books(self):
         """What must hold after every event, in every process that lives."""
         for process in self.processes():
@@ -223,6 +233,7 @@ def run_plan(plan):
         except Exception as error:
             violation = Violation(f"{error!r}\n{traceback.format_exc()}")
             violation.__cause__ = error
+    site.forget()
     world = site.world
     return Result(
         plan.seed,
