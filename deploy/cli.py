@@ -570,7 +570,10 @@ def _replicas(text: str) -> int | dict[str, int]:
     least, dash, most = text.partition("-")
     if dash and least.isdecimal() and most.isdecimal():
         return {"min": int(least), "max": int(most)}
-    return int(text)
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers, nor MIN-MAX") from None
 
 
 def _count(text: str) -> int:

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 #: Set for the interpreter that takes over, so that none does twice.
-TAKEN_OVER = "TYARD_LAUNCH_TAKEN_OVER"
+TAKEN_OVER = "LAUNCH_TAKEN_OVER"
 COMMANDS = ("up", "down", "status", "address")
 
 

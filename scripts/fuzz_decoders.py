@@ -270,7 +270,10 @@ def envelopes() -> list[tuple[str, msgspec.msgpack.Decoder[Any], list[wire.Messa
         (
             "wire to the fleet",
             wire.TO_FLEET,
-            [wire.WorkerNotice(worker="w", deployment="d", what="gone", text="t")],
+            [
+                wire.WorkerNotice(worker="w", deployment="d", what="gone", text="t"),
+                wire.Loads(loads=[wire.Load(deployment="d", ongoing=2, peak=5)]),
+            ],
         ),
     ]
 

@@ -45,7 +45,7 @@ def create(**options):
         (["up", "none.toml", "--model", "m"], 2, "--model cannot be given here"),
         (["up", "none.toml", "--option", "a=1"], 2, "--option cannot be given here"),
         (["up", "a.toml", "b.toml"], 2, "unrecognized arguments: b.toml"),
-        (["up", *MEAN, "--replicas", "two"], 2, "invalid int value: 'two'"),
+        (["up", *MEAN, "--replicas", "two"], 2, "'two' is no number of workers, nor MIN-MAX"),
         (["up", *MEAN, "--replicas", "-2"], 2, "at least 0, not -2"),
         (["up", *MEAN, "--option", "device"], 2, "--option takes KEY=VALUE, not 'device'"),
         (["up", *MEAN, "--name", "no/name"], 2, "a cluster's name is"),

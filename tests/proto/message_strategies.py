@@ -455,6 +455,17 @@ responses = st.builds(
 
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
+scales = st.builds(
+    proto.Autoscale,
+    min=st.integers(0, 5),
+    max=st.integers(5, 99),
+    target_ongoing_requests=bounded(1, 99),
+    upscale_delay_s=bounded(0, 99),
+    downscale_delay_s=bounded(0, 99),
+    tolerance=bounded(0, 0.5),
+)
+
+
 media_parts = st.one_of(
     st.builds(proto.OutputTextContent, text=texts),
     st.builds(proto.OutputImageContent, image=maybe(pixels), image_data=maybe(texts), format=maybe(texts)),
@@ -562,14 +573,17 @@ MESSAGES = {
         acceptance_rate_per_position=st.lists(reals, max_size=3),
         early_sync_duration_s=maybe(reals),
     ),
+    proto.Autoscale: scales,
     proto.Deployment: st.builds(
         proto.Deployment,
         model=names,
         task=st.sampled_from([proto.PipelineTask.PIXEL_GENERATION, proto.PipelineTask.AUDIO_GENERATION]),
         pipeline=names,
         options=schemas,
-        replicas=st.integers(0, 99),
-        num_gpus=bounded(0, 8),
+        replicas=st.integers(0, 99) | scales,
+        num_gpus=bounded(0, 1) | st.integers(0, 8).map(float),
+        placement=st.sampled_from(["", "SPREAD", "PACK", "STRICT_PACK"]),
+        node_labels=st.dictionaries(names, names, max_size=2),
         resources=st.dictionaries(texts, bounded(0, 8), max_size=2),
         max_batch_size=maybe(st.integers(1, 99)),
         max_wait_ms=bounded(0, 99),

@@ -114,6 +114,7 @@ ENVELOPES: list[wire.Message] = [
     wire.Discard(request_id="r1", attempt=1, seq=0),
     wire.Drain(),
     wire.WorkerNotice(worker="w1", deployment="m", what="gone", text="died"),
+    wire.Loads(loads=[wire.Load(deployment="m", ongoing=3, peak=9)]),
 ]
 
 
