@@ -189,6 +189,7 @@ class Client(Peer):
             output_type=task_types(wish.task).output,
             sent_at=now,
             deadline=now + submit.deadline_s if submit.deadline_s is not None else None,
+            hellos=self.presence.hellos,
             retry=wish.retry,
         )
 
@@ -251,7 +252,7 @@ class Client(Peer):
     # -- the session's callbacks --------------------------------------------------------------------------------------
 
     def on_welcome(self, welcome):
-        self.conversation.welcomed(welcome, self.clock())
+        self.conversation.welcomed(welcome, self.clock(), self.presence.hellos)
 
     def on_message(self, message, body):
         self.conversation.message(message, body, self.clock())
