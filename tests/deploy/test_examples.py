@@ -27,6 +27,7 @@ CLIENTS = {
     "photo.py": "(1200, 1600, 3) -> (600, 800, 3)",
     "stream_speech.py": "chunk 2:",
     "many_at_once.py": "100 sentences embedded",
+    "stream_text.py": " tokens)",
 }
 
 
@@ -40,7 +41,7 @@ def run(path, *, address="", cwd=None):
 
 
 def test_the_two_sample_files_are_the_same():
-    """yard.toml and yard.yaml declare equal deployments: the three real pipelines, two workers each."""
+    """yard.toml and yard.yaml declare equal deployments: the four real pipelines, two workers each."""
     pytest.importorskip("yaml")
     deployments = load(EXAMPLES / "yard.toml")
     assert deployments == load(EXAMPLES / "yard.yaml")
