@@ -314,7 +314,8 @@ class Connection:
     def on_message(self, message: Any, body: Frames) -> None:
         """Answers."""
         if faults.ARMED:
-            faults.reach(f"client.on_{wire.word_of(message)}")
+            for word in wire.words_of(message):
+                faults.reach(f"client.on_{word}")
         self._conversation.message(message, body, monotonic())
 
     def _decode(self, body: Frames, type_: Any) -> Any:

@@ -207,4 +207,5 @@ class Coordinator:
 def _reach(when: str, frames: Frames) -> None:
     """A fault point of a message: garbage has none."""
     with contextlib.suppress(Exception):
-        faults.reach(f"coordinator.{when}_{wire.word_of(frames)}")
+        for word in wire.words_of(frames):
+            faults.reach(f"coordinator.{when}_{word}")

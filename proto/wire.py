@@ -420,6 +420,16 @@ def word_of(message: Message | Frames) -> str:
     return str(msgspec.msgpack.decode(message[0])[0]).lower()
 
 
+def words_of(message: Message | Frames) -> list[str]:
+    """The word of a message for a client, or those of the outputs that it holds."""
+    word = word_of(message)
+    if word != "answers":
+        return [word]
+    answers = message if isinstance(message, Message) else decode(TO_CLIENT, message[0])
+    assert isinstance(answers, Answers), "its word says so"
+    return [word_of(output) for output in answers.outputs]
+
+
 def size_of(frames: Frames) -> int:
     """Bytes of all frames together."""
     if len(frames) == 1 and type(frames[0]) is bytes:  # by far the most frequent

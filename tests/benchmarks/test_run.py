@@ -119,14 +119,14 @@ def test_the_mark_is_no_setting_of_ours() -> None:
     assert not MARK.startswith("TENSORYARD_")
 
 
-def test_who_waits_stands_still() -> None:
+def test_who_waits_stands_still(eventually: Callable[..., None]) -> None:
     """A frozen house's processes are all stopped; thawed, it answers as before, and closing wakes it too."""
     mark = f"test-frozen-{os.getpid()}"
     house = House("seqpacket", ["seqpacket-broker"], mark)
     try:
         house.start()
         house.freeze()
-        assert {state_of(pid) for pid in marked(mark)} == {"T"}
+        eventually(lambda: {state_of(pid) for pid in marked(mark)} == {"T"}, "all of them are stopped")
         house.thaw()
         assert "T" not in {state_of(pid) for pid in marked(mark)}
         assert len(house.measure("seqpacket-broker", "small", samples=3, budget_s=1, seed=1)["samples"]) == 3

@@ -115,10 +115,12 @@ def test_a_coordinator_killed_under_load_is_made_anew(ray_yard: ty.Yard, eventua
     again: list[str] = []
     with matrix.tapped(ray_yard.address, again) as client:
         for _ in range(2):
-            coordinator = ray.get(ray_yard._runtime.coordinator.pid.remote())
+            coordinator = ray.get(ray_yard._runtime.cluster.coordinator.pid.remote())
             wrong, answered = run_mixed(client, 150, lambda pid=coordinator: os.kill(pid, signal.SIGKILL))
             assert (wrong, answered) == ([], 150)
-            eventually(lambda: ray.get(ray_yard._runtime.coordinator.pid.remote()) != coordinator, "there is a new one")
+            eventually(
+                lambda: ray.get(ray_yard._runtime.cluster.coordinator.pid.remote()) != coordinator, "there is a new one"
+            )
         assert not again, "a request was answered twice"
         eventually(lambda: all(model.is_ready for model in client.status().models), "every worker has joined")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,10 +41,17 @@ def create(**options):
 
 @pytest.fixture
 def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes version 9 of this package, changed as told, the one that processes started from now on run."""
+    """Makes version 9 of this package, changed as told, the one that processes started from now on run.
+
+    Those find it in a folder that they have been told of from the beginning.
+    """
+    released = tmp_path / "release"
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(released), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    )
 
     def make(**changes: tuple[str, str]) -> None:
-        folder = tmp_path / f"release-{len(list(tmp_path.iterdir()))}"
+        folder = tmp_path / "release-in-work"
         copy = folder / "tensoryard"
         names = [path for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
         for path in names:
@@ -58,7 +66,7 @@ def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
             text = file.read_text()
             assert old in text
             file.write_text(text.replace(old, new))
-        monkeypatch.setenv("PYTHONPATH", str(folder))
+        folder.rename(released)
 
     return make
 

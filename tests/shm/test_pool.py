@@ -749,16 +749,12 @@ def test_a_view_outlives_the_segment_it_reads(make_pool, reader, mapped):
     reader.housekeep()
     assert (view == 7).all()
     del view
-    assert mapped() == before
+    assert mapped() <= before  # what others left may go meanwhile
 
 
 def test_nothing_leaks_over_many_lives(mapped, runtime_folder):
     """After 200 pools and readers, descriptors, mappings, threads and the runtime folder are as before."""
-
-    def state():
-        return mapped(), sorted(runtime_folder.iterdir())
-
-    before, opened = state(), Baseline()
+    size, files, opened = mapped(), set(runtime_folder.iterdir()), Baseline()
     for _ in range(200):
         with Pool(budget_bytes=4 * MIB) as pool:
             reader = Reader()
@@ -769,7 +765,8 @@ def test_nothing_leaks_over_many_lives(mapped, runtime_folder):
             reader.close()
     del pool, reader, loan, view
     opened.assert_nothing_new()
-    assert state() == before
+    assert mapped() <= size  # what others left may go meanwhile
+    assert set(runtime_folder.iterdir()) <= files
 
 
 # -- the end ----------------------------------------------------------------------------------------------------------
