@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ def workers(client: ty.Client) -> set[str]:
     return {worker.name for model in client.status().models for worker in model.workers if model.model == "moody"}
 
 
-def test_options_and_numbers_change_under_load() -> None:
+def test_options_and_numbers_change_under_load(eventually: Callable[..., None]) -> None:
     """Other options, more workers, fewer workers, a model that comes and goes: every request is answered, rightly."""
     wanted = moody()
     with ty.local([wanted], runtime="process") as yard, yard.connect() as client:
@@ -39,6 +40,8 @@ def test_options_and_numbers_change_under_load() -> None:
                 assert load.answered > answered
             yard.deploy([wanted])
             yard.wait_ready()
+        # Known until its last worker has left.
+        eventually(lambda: "plus-one" not in {model.model for model in client.status().models}, "the model has gone")
         with pytest.raises(errors.UnknownModel):
             client.embed("four", model="plus-one")
 
