@@ -229,7 +229,10 @@ class Broker:
                 retry_after_s=1.0,
             )
         for old in self.roster.replaced_by(identity, hello):
-            self._lose(old, "joined anew", at)
+            if (old.role, old.name) == ("worker", hello.name) and hello.role == "worker":
+                self._dispatcher.forget(old)  # the router hears of it by the newcomer
+            else:
+                self._lose(old, "joined anew", at)
         peer = self.roster.join(identity, hello, at)
         self._dispatcher.actions.append(
             Watch(identity, pid=hello.pid, host=hello.host, pid_namespace=hello.pid_namespace)

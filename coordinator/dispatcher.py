@@ -85,15 +85,21 @@ class Dispatcher:
 
     def lose(self, peer: Peer, reason: str, at: float) -> None:
         """A peer is gone: forget it, then tell the router. Again is harmless."""
-        if not self.roster.leave(peer):
+        if not self.forget(peer):
             return
-        self._flush(peer.identity)
-        self.actions.append(Forget(peer.identity))
         if peer.role == "worker":
             log.info("worker %s %s", peer.name, reason)
             self.handle(ev.WorkerGone(at=at, worker=peer.name, reason=reason))
         elif peer.role == "client":
             self.handle(ev.ClientGone(at=at, client=peer.name))
+
+    def forget(self, peer: Peer) -> bool:
+        """A peer is not served any more, which whoever asks tells the router; False when it was not before."""
+        if not self.roster.leave(peer):
+            return False
+        self._flush(peer.identity)
+        self.actions.append(Forget(peer.identity))
+        return True
 
     def send(self, identity: bytes, message: wire.Message, body: wire.Frames | None = None) -> None:
         """Send to whoever has this identity."""

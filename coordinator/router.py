@@ -535,7 +535,7 @@ class Router:
             self._watch(worker)
             return
         idle_s = self._at - worker.progressed
-        self._lose_worker(worker, "hung", f"worker {worker.name} made no progress for {idle_s:.1f} s")
+        self._report_lost(worker, "hung", f"worker {worker.name} made no progress for {idle_s:.1f} s")
 
     def _watch(self, worker: Worker) -> None:
         """Look at a worker that holds work when it may be hung; one look per limit, not per answer."""
@@ -545,8 +545,9 @@ class Router:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def _on_worker_joined(self, event: ev.WorkerJoined) -> None:
-        if event.worker in self.workers:
-            self._lose_worker(self.workers[event.worker], "gone", f"worker {event.worker} joined anew")
+        earlier = self.workers.get(event.worker)
+        if earlier is not None:  # the fleet is not told: it would take that for the end of the newcomer
+            self._lose_worker(earlier, f"worker {event.worker} joined anew")
         self.workers[event.worker] = Worker(name=event.worker, host=event.host, progressed=self._at)
 
     def _on_worker_ready(self, event: ev.WorkerReadied) -> None:
@@ -579,7 +580,7 @@ class Router:
         text = f"model {model.name!r} serves task {model.task!r}, and this worker serves {event.task!r}"
         worker.deployment = event.deployment
         self._effects.append(ev.SendDrain(worker=worker.name))
-        self._lose_worker(worker, "start_failed", text)
+        self._report_lost(worker, "start_failed", text)
 
     def _find_again(
         self, model: Model, worker: Worker, slot: tuple[str, int], told: tuple[int, int, bool | int]
@@ -611,7 +612,7 @@ class Router:
         worker = self.workers.get(event.worker)
         if worker is not None:
             worker.deployment = event.deployment
-            self._lose_worker(worker, "start_failed", event.text)
+            self._report_lost(worker, "start_failed", event.text)
 
     def _on_beat(self, event: ev.WorkerBeat) -> None:
         """Only progress counts: a worker that calls itself idle while it holds work has lost that work."""
@@ -622,12 +623,16 @@ class Router:
     def _on_worker_gone(self, event: ev.WorkerGone) -> None:
         worker = self.workers.get(event.worker)
         if worker is not None:
-            self._lose_worker(worker, "gone", f"worker {worker.name} {event.reason}")
+            self._report_lost(worker, "gone", f"worker {worker.name} {event.reason}")
 
-    def _lose_worker(self, worker: Worker, what: str, text: str) -> None:
+    def _report_lost(self, worker: Worker, what: str, text: str) -> None:
+        """A worker is lost, and its fleet is to know."""
+        self._notify(worker.name, worker.deployment, what, text)
+        self._lose_worker(worker, text)
+
+    def _lose_worker(self, worker: Worker, text: str) -> None:
         del self.workers[worker.name]
         self._hang_checks.remove(worker.name)
-        self._notify(worker.name, worker.deployment, what, text)
         model = self.models.get(worker.model)
         if model is None:
             return

@@ -569,6 +569,23 @@ def test_what_is_read_while_a_request_waits_for_the_fleet_is_not_forgotten():
     assert scene.all(b"c") == []
 
 
+def test_a_fleet_does_not_hear_of_a_worker_whose_namesake_has_come(scene):
+    """A fleet and its workers are killed while the coordinator is frozen; the next fleet's workers have their names.
+
+    Told that such a one is gone, the new fleet would end the worker that it has just started.
+    """
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    scene.worker(b"w", name="d-1")
+    scene.client(b"c")
+    scene.say(b"c", submit("r"), b"body")
+    scene.all(b"f")
+    scene.worker(b"x", name="d-1")
+    assert [(notice.worker, notice.what) for notice, _ in scene.all(b"f")] == [("d-1", "ready")]
+    assert [message.request_id for message, _ in scene.all(b"x") if isinstance(message, wire.Dispatch)] == ["r"]
+    assert not scene.broker.knows(b"w")
+
+
 def test_a_fleet_that_comes_later_hears_who_is_ready(scene):
     """It may have missed the news; else it would take such a worker for one that never started, and end it."""
     scene.worker(b"w", name="d-1")

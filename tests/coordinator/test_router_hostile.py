@@ -86,6 +86,8 @@ class World:
             assert len(passed) == (not event.code), effects
         else:
             assert not passed, effects
+        if isinstance(event, ev.WorkerJoined):
+            self.part_from(event.worker)
         for effect in effects:
             getattr(self, f"take_{type(effect).__name__}")(effect, event)
         if isinstance(event, ev.WorkerJoined):
@@ -189,14 +191,17 @@ class World:
             assert self.at >= worker.moved + HANG_LIMIT_S
         else:
             causes = {
-                "gone": ev.WorkerGone | ev.WorkerJoined,
+                "gone": ev.WorkerGone,
                 "start_failed": ev.WorkerStartFailed | ev.WorkerReadied,
             }
             assert isinstance(event, causes[effect.what])
             assert event.worker == effect.worker
-        del self.known[effect.worker]
+        self.part_from(effect.worker)
+
+    def part_from(self, worker):
+        self.known.pop(worker, None)
         for life in self.lives.values():
-            if life.on is not None and life.on[0] == effect.worker:
+            if life.on is not None and life.on[0] == worker:
                 life.on = None
 
     # -- clients ------------------------------------------------------------------------------------------------------
@@ -259,9 +264,8 @@ class World:
     # -- workers ------------------------------------------------------------------------------------------------------
 
     def join(self, worker, host):
-        replaced = worker in self.known
         effects = self.feed(ev.WorkerJoined, worker=worker, host=host)
-        assert [e.what for e in effects if isinstance(e, ev.NotifyFleet)] == ["gone"] * replaced
+        assert not any(isinstance(e, ev.NotifyFleet) for e in effects), "a fleet would end the newcomer"
 
     def ready(self, worker, *, model="m", wrong_task=False, room=1, invented=(), submissions=(), counts=True):
         """READY, with what the process still holds and, when it lies, with what it never had."""
