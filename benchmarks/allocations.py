@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import part
+
 HERE = Path(__file__).parent
 PIPELINES = HERE / "contenders" / "ours_pipelines.py"
 REQUESTS, QUICK_REQUESTS = 5000, 500
@@ -128,10 +130,8 @@ def as_text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = part.parser(__doc__)
     parser.add_argument("--requests", type=int)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--warm-up", type=int, default=WARM_UP, help="requests before those that count")
     parser.add_argument("--count-in", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -139,10 +139,7 @@ def main() -> None:
     if asked.count_in:
         print(json.dumps(count(asked.count_in, requests, asked.warm_up)))
         return
-    found = measure(requests, asked.warm_up)
-    print(as_text(found))
-    if asked.json:
-        asked.json.write_text(json.dumps({**found, "text": as_text(found)}))
+    part.tell(measure(requests, asked.warm_up), as_text, asked.json)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ when it begins, by the clock that all processes of a machine share. The goal is 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
 import socket
@@ -18,7 +16,7 @@ from typing import Any
 
 import tensoryard as ty
 
-from . import figures
+from . import figures, part
 
 PIPELINE = Path(__file__).with_name("detection_pipeline.py")
 KILLS, QUICK_KILLS = 30, 5
@@ -82,18 +80,5 @@ def as_text(found: dict[str, Any]) -> str:
     return f"from SIGKILL to the next worker's start: {spread} ms; {tail}; {len(found['ms'])} kills"
 
 
-def main() -> None:
-    """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    asked = parser.parse_args()
-    found = measure(asked.kills or (QUICK_KILLS if asked.quick else KILLS))
-    print(as_text(found))
-    if asked.json:
-        asked.json.write_text(json.dumps({**found, "text": as_text(found)}))
-
-
 if __name__ == "__main__":
-    main()
+    part.main(__doc__, measure, as_text, kills=(KILLS, QUICK_KILLS))

@@ -6,8 +6,6 @@ flight, and tokens of concurrent streams. One core can do no more than the inver
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import numpy as np
 
 import tensoryard as ty
 
+from . import part
 from .contenders.ours_pipelines import token_request
 from .process_clock import used_s
 from .works import IN_FLIGHT, MIB, STREAMS, TOKENS
@@ -95,18 +94,5 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    asked = parser.parse_args()
-    found = measure(asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS))
-    print(as_text(found))
-    if asked.json:
-        asked.json.write_text(json.dumps({**found, "text": as_text(found)}))
-
-
 if __name__ == "__main__":
-    main()
+    part.main(__doc__, measure, as_text, seconds=(SECONDS, QUICK_SECONDS))

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import tensoryard as ty
 
+from . import part
 from .process_clock import used_s
 
 PIPELINES = Path(__file__).parent / "contenders" / "ours_pipelines.py"
@@ -56,18 +55,5 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(f"{name:24}{share:8.3f} % of a core" for name, share in rows.items())
 
 
-def main() -> None:
-    """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    asked = parser.parse_args()
-    found = measure(asked.seconds or (QUICK_SECONDS if asked.quick else SECONDS))
-    print(as_text(found))
-    if asked.json:
-        asked.json.write_text(json.dumps({**found, "text": as_text(found)}))
-
-
 if __name__ == "__main__":
-    main()
+    part.main(__doc__, measure, as_text, seconds=(SECONDS, QUICK_SECONDS))

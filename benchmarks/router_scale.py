@@ -8,10 +8,8 @@ two stops of the same round. `__main__.py` prints the goals from what `measure` 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
-import json
 import random
 import statistics
 import time
@@ -23,6 +21,8 @@ from tensoryard.coordinator import events as ev
 from tensoryard.coordinator.records import Limits, Model
 from tensoryard.coordinator.router import Router
 from tensoryard.coordinator.story import MAX_ENDED
+
+from . import part
 
 MODEL, TASK, HOST = "model", "embeddings_generation", "host"
 #: Requests that a worker holds at once.
@@ -327,15 +327,11 @@ def as_text(found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = part.parser(__doc__, quick="up to 10,000 waiting requests, for a look")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="up to 10,000 waiting requests, for a look")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     asked = parser.parse_args()
     found = measure(asked.rounds, queued=QUEUED[:4] if asked.quick else QUEUED, tell=print)
-    print(as_text(found))
-    if asked.json:
-        asked.json.write_text(json.dumps({**found, "complete": not asked.quick, "text": as_text(found)}))
+    part.tell({**found, "complete": not asked.quick}, as_text, asked.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -192,12 +191,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -14,7 +14,6 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from ..client import Client
@@ -62,12 +61,7 @@ class Victim:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _value: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __str__(self) -> str:

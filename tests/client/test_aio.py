@@ -27,13 +27,7 @@ from tensoryard.proto import (
 from tensoryard.proto.codec import decode_body
 from tensoryard.shm import Reader
 
-from ..scripted import CALM, DEADLINE_S, Hub, Serving, Worker, frames_of, fresh_address
-
-
-@pytest.fixture
-def serving():
-    with Serving() as serving:
-        yield serving
+from ..scripted import CALM, DEADLINE_S, Hub, Worker, frames_of, fresh_address
 
 
 @pytest.fixture

@@ -31,12 +31,6 @@ from ..scripted import CALM, DEADLINE_S, Serving, Worker, frames_of
 
 
 @pytest.fixture
-def serving():
-    with Serving() as serving:
-        yield serving
-
-
-@pytest.fixture
 def client(serving):
     with connect(serving.address, settings=CALM) as client:
         yield client

@@ -37,26 +37,6 @@ def telling(link):
     return link
 
 
-@pytest.fixture
-def hub(link):
-    hub = link.hub(link.address())
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def make_peer(link, hub):
-    peers = []
-
-    def make(address=None, **how):
-        peers.append(link.peer(address or hub.addresses[0], **how))
-        return peers[-1]
-
-    yield make
-    for peer in peers:
-        peer.close()
-
-
 # -- messages ---------------------------------------------------------------------------------------------------------
 
 MESSAGES = {

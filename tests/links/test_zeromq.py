@@ -21,26 +21,6 @@ def link():
     return ZeroMQ()
 
 
-@pytest.fixture
-def hub(link):
-    hub = link.hub(link.address())
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def make_peer(link, hub):
-    peers = []
-
-    def make(address=None, **how):
-        peers.append(link.peer(address or hub.addresses[0], **how))
-        return peers[-1]
-
-    yield make
-    for peer in peers:
-        peer.close()
-
-
 def test_a_peer_may_have_a_limit_too(link, hub, make_peer):
     """A frame over a peer's own limit never arrives; the peer does not wait, comes back and is heard again."""
     peer = make_peer(max_frame_bytes=1000)
