@@ -854,7 +854,9 @@ def test_nothing_ever_lies_in_dev_shm(pool, reader):
     opened = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
     assert sum("memfd:tensoryard" in path for path in opened) >= 4
     assert not [path for path in opened if path.startswith("/dev/shm")]
-    assert "/dev/shm" not in Path("/proc/self/maps").read_text()
+    named = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/dev/shm" in line]
+    # Semaphores are multiprocessing's, where another test of this process has used it.
+    assert not [line for line in named if "/dev/shm/sem." not in line]
     del view
 
 
