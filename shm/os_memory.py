@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import mmap
 import os
@@ -185,9 +186,11 @@ def host_name() -> str:
     16 hex digits of the kernel's boot id and the host's name (containers and namespaces that share a kernel differ in
     the latter); $TENSORYARD_HOST overrides it.
     """
-    override = os.environ.get("TENSORYARD_HOST")
-    if override:
-        return override
+    return os.environ.get("TENSORYARD_HOST") or _kernel_and_name()
+
+
+@functools.cache  # it is asked for with every request that has its arrays in shared memory
+def _kernel_and_name() -> str:
     try:
         boot = _BOOT_ID.read_text()
     except OSError:

@@ -169,7 +169,9 @@ def driver() -> Iterator[Callable[[str], tuple[subprocess.Popen[bytes], str]]]:
         mark = uuid.uuid4().hex
         marks.append(mark)
         command = [sys.executable, "-c", DRIVER, str(Path(__file__).parent), runtime]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, MARK: mark})
+        # By default Ray's processes take a minute to believe that their driver is gone.
+        environment = {**os.environ, MARK: mark, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
         processes.append(process)
         return process, mark
 
@@ -204,7 +206,6 @@ def test_when_its_starter_is_killed_all_of_a_cluster_ends(
     assert read_line(process) == "round"
     assert len(marked(mark)) >= 6
     process.kill()
-    # Ray's own processes may take a minute to believe that their driver is gone.
     eventually(lambda: not marked(mark), f"every process of the cluster has ended (of {len(marked(mark))})", 150)
     assert not [name for name in os.listdir("/dev/shm") if not name.startswith("sem.")]
 

@@ -32,8 +32,8 @@ def test_work_reaches_every_worker(counts, seconds):
 
 def test_a_step_of_load_is_followed_without_a_loss():
     """1, then 4 workers, then 1: every request is answered, and the number changes its direction at most once."""
-    policy = ty.Autoscale(min=1, max=4, target_ongoing_requests=2, upscale_delay_s=2, downscale_delay_s=10)
-    followed = scaling.follow(policy, high=8, step_s=15.0)
+    policy = ty.Autoscale(min=1, max=4, target_ongoing_requests=2, upscale_delay_s=1, downscale_delay_s=4)
+    followed = scaling.follow(policy, high=8, step_s=6.0)
     assert followed.sent == followed.answered > 0
     assert followed.turns <= 1
     assert followed.targets[0] == 1

@@ -75,16 +75,20 @@ def reader(make_reader: Callable[[], Reader]) -> Reader:
 
 @pytest.fixture
 def mapped() -> Callable[[], int]:
-    """Bytes of segments that this process has mapped."""
-    return lambda: mapped_bytes("self")
+    """Bytes of segments that this process has mapped since the test began: what others left may go at any time."""
+    there = _segments()
+    return lambda: _total(_segments() - there)
 
 
-def mapped_bytes(pid: int | str) -> int:
-    """Bytes of segments that a process has mapped; lease tables do not count."""
+def _segments() -> set[tuple[str, str, str]]:
+    """Where each mapped segment begins and ends, and its inode; lease tables do not count."""
     gc.collect()
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    spans = re.findall(r"^(\w+)-(\w+) .*/memfd:tensoryard \(deleted\)$", maps, re.MULTILINE)
-    return sum(int(end, 16) - int(start, 16) for start, end in spans)
+    maps = Path("/proc/self/maps").read_text()
+    return set(re.findall(r"^(\w+)-(\w+) \S+ \S+ \S+ (\d+) +/memfd:tensoryard \(deleted\)$", maps, re.MULTILINE))
+
+
+def _total(segments: set[tuple[str, str, str]]) -> int:
+    return sum(int(end, 16) - int(start, 16) for start, end, _ in segments)
 
 
 @pytest.fixture
