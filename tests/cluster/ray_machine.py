@@ -1,35 +1,30 @@
 """A machine of its own to run Ray on by ssh: mounts, processes and network apart from this one's.
 
 `ray down` ends every Ray process that it can see, and Ray listens on fixed ports: so the cluster that `ray up` starts
-gets process ids, ports, a home, a /tmp/ray and a /dev/shm of its own. It ends with the first of its processes.
+gets process ids, ports, a home, a /tmp/ray and a /dev/shm of its own: it is a host of `hosts.py`, without a network.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import hosts
+from .hosts import Host
+
 SSHD = shutil.which("sshd") or next((str(p) for p in [Path("/usr/sbin/sshd")] if p.exists()), None)
 PATIENCE_S = 200.0
 
-#: The first process: prepares the machine, says so, and buries what ends, until it is killed.
-INIT = """
-mount -t proc proc /proc
-mount -t tmpfs -o size=1g,mode=1777 shm /dev/shm
-mkdir -p /tmp/ray {folder}/ray {folder}/upper {folder}/work /run/sshd
-mount --bind {folder}/ray /tmp/ray
-mount -t overlay overlay -o lowerdir={home},upperdir={folder}/upper,workdir={folder}/work {home} || exit 1
-: > {folder}/empty && mount --bind {folder}/empty /etc/resolv.conf
-ip link set lo up || exit 1
-: > {folder}/up
-while :; do sleep 86400 & wait $!; done
+#: What it has beside what every host has: sshd, and a home that may be changed.
+_HOME = """
+mkdir -p {folder}/upper {folder}/work /run/sshd
+mount -t overlay overlay -o lowerdir={home},upperdir={folder}/upper,workdir={folder}/work {home}
 """
 
 SSHD_CONFIG = """
@@ -47,15 +42,10 @@ MaxStartups 100
 
 def missing() -> str:
     """What keeps this machine from having another one inside; "" for nothing."""
-    if os.geteuid() != 0:
-        return "needs root, for a machine of its own: `ray down` ends every Ray process of this one"
-    for tool, package in [(SSHD, "openssh-server"), *((shutil.which(t), t) for t in ("ssh-keygen", "rsync", "ip"))]:
+    for tool, package in [(SSHD, "openssh-server"), *((shutil.which(t), t) for t in ("ssh-keygen", "rsync"))]:
         if tool is None:
-            return f"{package} is not installed (apt-get install openssh-server openssh-client rsync iproute2)"
-    probe = ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "true"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        return "this container may not make namespaces (unshare fails), as `ray up` beside other Rays needs"
-    return ""
+            return f"{package} is not installed (apt-get install openssh-server openssh-client rsync)"
+    return hosts.missing()
 
 
 class Machine:
@@ -63,16 +53,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        home = Path.home()
-        init = INIT.format(folder=folder, home=home)
-        self._outer = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--net", "--ipc", "--fork", "--kill-child=SIGKILL",
-             "--propagation", "private", "bash", "-c", init],
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        while not (folder / "up").exists():
-            assert self._outer.poll() is None, "the machine does not come up"
-        self.init = int(Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text().split()[0])
+        self._host = Host(socket.gethostname(), more=_HOME.format(folder=folder, home=Path.home()))
         for key in ("id", "hostkey"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
         shutil.copy(folder / "id.pub", folder / "authorized_keys")
@@ -81,7 +62,7 @@ class Machine:
     @property
     def inside(self) -> list[str]:
         """What a command begins with to run on that machine."""
-        return ["nsenter", "-t", str(self.init), "-m", "-p", "-n", "-i", "--"]
+        return self._host.inside
 
     @property
     def ssh_proxy_command(self) -> str:
@@ -89,10 +70,8 @@ class Machine:
         return " ".join([*self.inside, str(SSHD), "-i", "-f", f"{self.folder}/sshd_config"])
 
     def close(self) -> None:
-        """Everything on it ends with its first process."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.init, signal.SIGKILL)
-        self._outer.wait(60)
+        """Everything on it ends."""
+        self._host.close()
 
 
 @contextlib.contextmanager
