@@ -86,6 +86,9 @@ class Session:
             software=f"tensoryard {__version__}",
             features=wire.FEATURES,
         )
+        #: What the link said last of why no hub is reached.
+        self.trouble = ""
+        self._silence_s = settings.liveness_s
         self._presence = Presence(
             hello=hello, decoder=decoder, callbacks=callbacks, settings=settings, at=time.monotonic()
         )
@@ -189,7 +192,11 @@ class Session:
     def _run(self) -> None:
         link: PeerLink | None = None
         try:
-            link = make_peer(self.address, opening=lambda: self._presence.opening(time.monotonic()))
+            link = make_peer(
+                self.address,
+                opening=lambda: self._presence.opening(time.monotonic()),
+                silence_s=self._silence_s,
+            )
             poller = Poller((*link.pollables, self._wake_fd, *self._watch))
             self._share(link, poller)
             while not self._closing:
@@ -233,6 +240,7 @@ class Session:
         now = time.monotonic()
         if now >= self._presence.next_beat:
             self._presence.beat(link if link.connected else None, now)
+            self.trouble = link.trouble
 
     def _settle_the_last(self, link: PeerLink) -> None:
         """What became of a caller's turn, if it did not end well."""
