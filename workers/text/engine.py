@@ -1,12 +1,12 @@
 """The step loop of text generation: plans a step, computes it, chooses tokens, and says what each request got.
 
-Joins `scheduler.py`, the decoder of `models`, the sampler of `sampling` and `turn.py`; the pipeline
+Joins `scheduler.py`, the decoder of `models`, the sampler of `sampling`, `speculation.py` and `turn.py`; the pipeline
 (`..pipelines.llama`) makes contexts and hands them in. Knows no tokenizer's files, sockets or clocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,23 +14,30 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import PipelineError, TensoryardError
+from ...proto.context import GenerationStatus
+from ...proto.logits import BatchLogitsProcessor
 from ...proto.request import RequestID
 from ...proto.text_context import TextContext
 from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
-from .answer import AnswerStream
+from .answer import AnswerDelta, AnswerStream
 from .models.cache import KVCache
 from .models.decoder import Decoder
 from .models.step import Span, lay_out
 from .processors import Setting, request_processors
+from .reading import ReadContext
 from .sampling import Sampler, SamplingState, prompt_log_probabilities
 from .sampling.log_probabilities import join_log_probabilities
 from .scheduler import Plan, Scheduler, Work
 from .scheduler import Sequence as Scheduled
+from .speculation import Acceptance, Speculation
 from .turn import commit
 from .vocabulary import Vocabulary
 
-Outputs = dict[RequestID, "TextGenerationOutput | TensoryardError"]
+#: What a request got, by token: one output, or a list where drafts were accepted.
+Outputs = dict[RequestID, "TextGenerationOutput | list[TextGenerationOutput] | TensoryardError"]
+#: Drafts behind the newest token of some works of a plan, by the work's place in it.
+_Drafts = Mapping[int, list[int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,16 +60,28 @@ class _Request:
 class TextEngine:
     """One model at work: `step` computes tokens for the requests handed in, `release` lets go of one.
 
-    One thread uses it.
+    `speculation`: guesses tokens ahead; None: nobody does. `batch_processors`: see `Sampler`. One thread uses it.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, scheduler: Scheduler, vocabulary: Vocabulary | None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        scheduler: Scheduler,
+        vocabulary: Vocabulary | None,
+        *,
+        speculation: Speculation | None = None,
+        batch_processors: Sequence[BatchLogitsProcessor] = (),
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
         self._scheduler = scheduler
         self._vocabulary = vocabulary
         self._setting = Setting(decoder.device, decoder.config.vocabulary)
-        self._sampler = Sampler(decoder.device, vocabulary=decoder.config.vocabulary)
+        self._sampler = Sampler(decoder.device, vocabulary=decoder.config.vocabulary, batch_processors=batch_processors)
+        self._speculation = speculation
+        #: What became of all drafts so far.
+        self.acceptance = Acceptance()
         self._requests: dict[RequestID, _Request] = {}
 
     def __len__(self) -> int:
@@ -89,8 +108,11 @@ class TextEngine:
 
     def release(self, request_id: RequestID) -> None:
         """A request has ended: its blocks are free. Unknown ones are passed by."""
-        if self._requests.pop(request_id, None) is not None:
+        request = self._requests.pop(request_id, None)
+        if request is not None:
             self._scheduler.remove(request_id)
+            if self._speculation is not None:
+                self._speculation.release(request.context)
 
     # Coming and going
 
@@ -108,6 +130,8 @@ class TextEngine:
         self._requests[context.request_id] = _Request(context, sequence, state, self._answer(context), table)
 
     def _answer(self, context: TextContext) -> AnswerStream | None:
+        if isinstance(context, ReadContext):
+            return context.answer
         params = context.sampling_params
         if self._vocabulary is None or not (params.detokenize or params.stop):
             return None
@@ -133,20 +157,36 @@ class TextEngine:
 
     def _compute(self, plan: Plan, outputs: Outputs) -> None:
         requests = [self._request(work.sequence) for work in plan.works]
-        spans = [self._span(request, work) for request, work in zip(requests, plan.works, strict=True)]
+        drafts = self._draft(plan, requests) if self._speculation is not None else {}
+        spans = [
+            self._span(request, work, drafts.get(place, ()))
+            for place, (request, work) in enumerate(zip(requests, plan.works, strict=True))
+        ]
         logits = self._decoder.forward(lay_out(spans, self._cache.block_size), self._cache)
         self._scheduler.computed(plan)
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
-        if len(logits) != len(ready):
-            logits = self._take_echoes(requests, plan.works, spans, logits)
+        if len(logits) != len(ready) + sum(map(len, drafts.values())):
+            logits = self._take_echoes(requests, plan.works, spans, drafts, logits)
         for request, work in zip(requests, plan.works, strict=True):
             if not work.last:
                 request.context.tokens.chunk(work.size)
                 request.context.tokens.advance_chunk()
         if ready:
-            self._choose(ready, logits, outputs)
+            ahead = [drafts.get(place, []) for place, work in enumerate(plan.works) if work.last] if drafts else None
+            self._choose(ready, ahead, logits, outputs)
 
-    def _span(self, request: _Request, work: Work) -> Span:
+    def _draft(self, plan: Plan, requests: list[_Request]) -> _Drafts:
+        """Guess behind those that go on with their answer, as far as the plan has room."""
+        assert self._speculation is not None
+        places = [place for place, work in enumerate(plan.works) if work.last and _is_answering(requests[place], work)]
+        drafts = self._speculation.draft([requests[place].state for place in places])
+        for place, guessed in zip(places, drafts, strict=True):
+            if guessed:
+                # The same list is in the request's `SpecDecodingState`.
+                del guessed[self._scheduler.reserve(plan, plan.works[place], len(guessed)) :]
+        return {place: guessed for place, guessed in zip(places, drafts, strict=True) if guessed}
+
+    def _span(self, request: _Request, work: Work, drafts: Sequence[int]) -> Span:
         sequence, start, size, last = work
         blocks = self._scheduler.blocks.table(sequence.key)
         if request.known != len(blocks):
@@ -156,34 +196,52 @@ class TextEngine:
         context = request.context
         if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
             wanted = size
-        return Span(sequence.tokens[start : start + size], start, request.table, wanted)
+        tokens = sequence.tokens[start : start + size]
+        if drafts:
+            tokens = np.concatenate([tokens, np.array(drafts, np.int64)])
+        return Span(tokens, start, request.table, wanted + len(drafts))
 
-    def _choose(self, ready: list[_Request], logits: Any, outputs: Outputs) -> None:
-        sampled = self._sampler.sample(logits, [request.state for request in ready])
-        reported = sampled.log_probabilities
+    def _choose(self, ready: list[_Request], drafts: list[list[int]] | None, logits: Any, outputs: Outputs) -> None:
+        states = [request.state for request in ready]
+        sampled = self._sampler.sample(logits, states, drafts)
+        gained = [[token] for token in sampled.tokens]
+        if drafts is not None and self._speculation is not None:
+            gained = self._speculation.settle(states, sampled.tokens, self.acceptance)
+        row = 0
         for index, request in enumerate(ready):
-            context = request.context
+            key, tokens = request.context.request_id, gained[index]
+            guessed = len(drafts[index]) if drafts is not None else 0
             if sampled.problems and index in sampled.problems:
-                outputs[context.request_id] = self._fail(request, sampled.problems[index])
-                continue
-            outputs[context.request_id] = self._commit(
-                request, sampled.tokens[index], None if reported is None else reported[index]
-            )
+                outputs[key] = self._fail(request, sampled.problems[index])
+            else:
+                reported = sampled.log_probabilities
+                told = None if reported is None else reported[row : row + len(tokens)]
+                outputs[key] = self._commit(request, tokens, told, guessed)
+            row += guessed + 1
 
-    def _commit(self, request: _Request, token: int, told: LogProbabilities | None) -> TextGenerationOutput:
+    def _commit(
+        self, request: _Request, tokens: Sequence[int], told: list[LogProbabilities | None] | None, guessed: int
+    ) -> TextGenerationOutput | list[TextGenerationOutput]:
+        """Give a request its tokens; each is a part of its stream, however many a step brings (docs/decisions/0040)."""
         context = request.context
         if request.echo:
-            told = join_log_probabilities([*request.echo, *([told] if told is not None else [])])
+            own = [each for each in (told or ())[:1] if each is not None]
+            told = [join_log_probabilities([*request.echo, *own]), *(told or ())[1:]]
             request.echo = []
-        deltas = commit(request.state, (token,), (told,), answer=request.answer)
+        deltas = commit(request.state, tokens, told, answer=request.answer)
         if context.is_done:
             self._scheduler.remove(context.request_id)
         else:
             self._scheduler.append(request.sequence, context.tokens.all)
         output = context.to_generation_output()
-        if deltas and context.sampling_params.detokenize:
-            output.text = deltas[0].content
-        return output
+        if not guessed:
+            return _with_answer(output, deltas[0]) if deltas and context.sampling_params.detokenize else output
+        output.draft_tokens_generated, output.draft_tokens_accepted = guessed, len(output.tokens) - 1
+        parts = _by_token(output) if len(output.tokens) > 1 else [output]
+        if context.sampling_params.detokenize:
+            for part, delta in zip(parts, deltas, strict=False):
+                _with_answer(part, delta)
+        return parts
 
     def _fail(self, request: _Request, problem: TensoryardError) -> TensoryardError:
         key = request.context.request_id
@@ -196,15 +254,18 @@ class TextEngine:
 
     # What the model thought of prompts
 
-    def _take_echoes(self, requests: list[_Request], works: list[Work], spans: list[Span], logits: Any) -> Any:
-        """Note what was asked about prompts; the logits that are left are one row for each that chooses a token."""
-        kept, row = [], 0
-        for request, work, span in zip(requests, works, spans, strict=True):
-            if span.logits > int(work.last):
+    def _take_echoes(
+        self, requests: list[_Request], works: list[Work], spans: list[Span], drafts: _Drafts, logits: Any
+    ) -> Any:
+        """Note what was asked about prompts; the logits that are left are the rows behind which tokens are chosen."""
+        kept: list[int] = []
+        row = 0
+        for place, (request, work, span) in enumerate(zip(requests, works, spans, strict=True)):
+            chosen = 1 + len(drafts.get(place, ())) if work.last else 0
+            if span.logits > chosen:
                 self._note_echo(request, work, logits[row : row + span.logits])
             row += span.logits
-            if work.last:
-                kept.append(row - 1)
+            kept.extend(range(row - chosen, row))
         return logits[self._decoder.device.xp.asarray(np.array(kept, np.int64))]
 
     def _note_echo(self, request: _Request, work: Work, rows: Any) -> None:
@@ -218,3 +279,36 @@ class TextEngine:
             told = prompt_log_probabilities(self._decoder.device, part, tokens, context.log_probabilities)
             request.echo.append(told)
             request.echoed = end
+
+
+def _is_answering(request: _Request, work: Work) -> bool:
+    """Whether nothing of the prompt is in the work: some is reported on, and who preempts it reads it again in one."""
+    return work.size == 1 and len(work.sequence.tokens) > request.context.first_generated
+
+
+def _with_answer(output: TextGenerationOutput, delta: AnswerDelta) -> TextGenerationOutput:
+    """The output, with what its token adds to the answer as its reader sees it."""
+    output.text = delta.content
+    if delta.reasoning:
+        output.reasoning = delta.reasoning
+    if delta.tool_calls:
+        output.tool_calls = list(delta.tool_calls)
+    return output
+
+
+def _by_token(output: TextGenerationOutput) -> list[TextGenerationOutput]:
+    """An output of several tokens as one for each; the last has the ending, the first the figures of the step."""
+    last = len(output.tokens) - 1
+    told = output.log_probabilities
+    return [
+        TextGenerationOutput(
+            request_id=output.request_id,
+            tokens=[token],
+            final_status=output.final_status if place == last else GenerationStatus.ACTIVE,
+            log_probabilities=None if told is None else [told[place]],
+            num_cached_tokens=output.num_cached_tokens,
+            draft_tokens_generated=0 if place else output.draft_tokens_generated,
+            draft_tokens_accepted=0 if place else output.draft_tokens_accepted,
+        )
+        for place, token in enumerate(output.tokens)
+    ]
