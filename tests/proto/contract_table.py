@@ -213,6 +213,7 @@ contract(
         "text pipelines make contexts inside the worker, where the tokenizer is",
         "data new_context: Callable[[Any], Any] | None",
     ),
+    Differs("a pipeline's own adapters, if it has any, are loaded by its worker", "data lora: LoRAAdapters | None"),
 )
 contract(
     BASE,
@@ -1363,7 +1364,7 @@ contract(
     field lora_name: str
     field lora_path: str | None = None
     """,
-    Differs("a load without a path and an empty name are refused"),
+    Differs("a load without a path, an empty name, and names and paths without end are refused"),
 )
 contract(
     LORA,

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...errors import ConfigError, InvalidRequest
 from ...proto.eos import EOSTracker
+from ...proto.lora import MAX_LORAS, LoRAOperation, LoRARequest, LoRAStatus
 from ...proto.pipeline import Pipeline
 from ...proto.request import RequestID
 from ...proto.text_batch import TextGenerationInputs
@@ -28,6 +29,7 @@ from ..text.engine import TextEngine
 from ..text.generation import GenerationDefaults
 from ..text.grammar import GrammarCompiler, grammar_of
 from ..text.grammar_hold import GrammarHold, hold
+from ..text.lora import MAX_ADAPTERS, MAX_ADAPTERS_BYTES, Adapters, attach
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
 from ..text.scheduler import Scheduler
@@ -57,6 +59,11 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     cache_bytes: int | None = None
     #: Whether prompts that begin alike share what has been computed of them.
     prefix_cache: bool = True
+    #: LoRA adapters that are there from the start: their names and PEFT folders. More are loaded while it runs.
+    adapters: dict[str, str] = {}
+    #: Most adapters at a time, and most bytes of their weights in float32; one more is refused, none is evicted.
+    max_adapters: int = MAX_ADAPTERS
+    adapter_bytes: int = MAX_ADAPTERS_BYTES
     #: Keys of the model's config files that are not known and may be passed by, since they change nothing.
     ignore_config_keys: list[str] = []
     #: "auto", "cpu" or "gpu".
@@ -70,6 +77,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if self.block_size % 8:
             raise ValueError(f"`block_size` must be a multiple of 8, not {self.block_size}")
         require_within("cache_bytes", self.cache_bytes or 1, 1, 1 << 50)
+        require_within("max_adapters", self.max_adapters, 1, MAX_LORAS)
+        require_within("adapter_bytes", self.adapter_bytes, 1, 1 << 50)
 
 
 #: Most that the cache takes where nothing is said, in bytes.
@@ -79,12 +88,15 @@ DEFAULT_CACHE_BYTES = 1 << 30
 class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
     """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room."""
 
+    lora: Adapters
+
     def __init__(self, folder: Path, device: Device, options: DeploymentOptions) -> None:
         self._max_batch_size = options.max_batch_size
         ignored = tuple(options.ignore_config_keys)
         self.tokenizer = TextTokenizer(folder)
         self.defaults = GenerationDefaults.read(folder, ignored=ignored)
         self.decoder = Decoder.load(folder, device, ignored_keys=ignored)
+        self.lora = _adapters(self.decoder, options)
         config = self.decoder.config
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ConfigError(
@@ -137,6 +149,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             vocab_size=self.decoder.config.vocabulary,
             cache_salt=request.cache_salt,
         )
+        attach(context, self.lora.get(request.model_name))
         grammar = grammar_of(request.response_format)
         if grammar is not None:
             hold(context, GrammarHold(self._grammars.matcher(grammar)))
@@ -186,6 +199,23 @@ def create(**options: Any) -> Llama:
     chosen = read_options(DeploymentOptions, options, pipeline="llama")
     folder = SMALL_MODEL if chosen.model_dir is None else Path(chosen.model_dir).expanduser()
     return Llama(folder, select_device(chosen.device), chosen)
+
+
+def _adapters(decoder: Decoder, options: DeploymentOptions) -> Adapters:
+    """Those that the deployment names, loaded; ConfigError for one that cannot be."""
+    adapters = Adapters(
+        decoder.device,
+        decoder.adaptable,
+        fit=decoder.fit,
+        max_adapters=options.max_adapters,
+        max_bytes=options.adapter_bytes,
+    )
+    for name, path in options.adapters.items():
+        folder = str(Path(path).expanduser().absolute())
+        answer = adapters.handle(LoRARequest(LoRAOperation.LOAD, name, folder))
+        if answer.status is not LoRAStatus.SUCCESS:
+            raise ConfigError(f"`adapters`: {name!r:.80} cannot be loaded ({answer.status.value}): {answer.message}")
+    return adapters
 
 
 def _blocks(options: DeploymentOptions, decoder: Decoder) -> int:

@@ -19,6 +19,7 @@ from ...proto.text_context import TextContext
 from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
 from .answer import AnswerStream
+from .lora import Adapter, adapter_of, cache_root
 from .models.cache import KVCache
 from .models.decoder import Decoder
 from .models.step import Span, lay_out
@@ -45,6 +46,7 @@ class _Request:
     #: Its block numbers, as far as `known`.
     table: npt.NDArray[np.int64]
     known: int = 0
+    adapter: Adapter | None = None
     #: What the model thought of the prompt, where that is to be told: parts, and how many tokens they cover.
     echo: list[LogProbabilities] = field(default_factory=list)
     echoed: int = 1
@@ -97,7 +99,7 @@ class TextEngine:
     def _begin(self, context: TextContext, outputs: Outputs) -> None:
         try:
             # Every position of a prompt to be reported on has to be computed, so nothing of it may be found.
-            salt = f"echo {context.request_id}" if context.log_probabilities_echo else context.cache_salt or ""
+            salt = f"echo {context.request_id}" if context.log_probabilities_echo else cache_root(context)
             processors = request_processors(context, self._setting)
             state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
             sequence = self._scheduler.add(context.request_id, context.tokens.all, most=context.max_length, salt=salt)
@@ -105,7 +107,8 @@ class TextEngine:
             outputs[context.request_id] = error
             return
         table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
-        self._requests[context.request_id] = _Request(context, sequence, state, self._answer(context), table)
+        answer, adapter = self._answer(context), adapter_of(context)
+        self._requests[context.request_id] = _Request(context, sequence, state, answer, table, adapter=adapter)
 
     def _answer(self, context: TextContext) -> AnswerStream | None:
         params = context.sampling_params
@@ -156,7 +159,7 @@ class TextEngine:
         context = request.context
         if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
             wanted = size
-        return Span(sequence.tokens[start : start + size], start, request.table, wanted)
+        return Span(sequence.tokens[start : start + size], start, request.table, wanted, request.adapter)
 
     def _choose(self, ready: list[_Request], logits: Any, outputs: Outputs) -> None:
         sampled = self._sampler.sample(logits, [request.state for request in ready])
