@@ -72,9 +72,8 @@ class Adapters:
 
     @property
     def loaded(self) -> dict[str, str]:
-        """The adapters that are there, sorted, and where each came from."""
-        with self._lock:
-            return {name: self._loaded[name].path for name in sorted(self._loaded)}
+        """The adapters that are there, sorted, and where each came from; does not wait for what is being read."""
+        return {name: adapter.path for name, adapter in sorted(self._loaded.copy().items())}
 
     def get(self, name: str) -> Adapter | None:
         """The adapter of this name; None when there is none."""
