@@ -30,7 +30,7 @@ DECODERS = {
     "fleet": (wire.TO_FLEET, wire.ToFleet),
 }
 MESSAGES = sorted({kind for _, union in DECODERS.values() for kind in union.__args__}, key=lambda kind: kind.__name__)
-PARTS = [wire.Running, wire.Ledger, wire.Output, wire.Expected, wire.Load]
+PARTS = [wire.Running, wire.LoadedAdapter, wire.Ledger, wire.Output, wire.Expected, wire.Load]
 EVERY = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 FIELDS = {kind: inspect.type_info(kind).fields for kind in [*MESSAGES, *PARTS]}
 
@@ -102,6 +102,12 @@ def places():
             wire.Ready,
             field,
             lambda value, field=field: least(wire.Ready, running=[least(wire.Running, **{field.name: value})]),
+        )
+    for field in FIELDS[wire.LoadedAdapter]:
+        yield (
+            wire.Ready,
+            field,
+            lambda value, field=field: least(wire.Ready, adapters=[least(wire.LoadedAdapter, **{field.name: value})]),
         )
     for field in FIELDS[wire.Output]:
         yield (

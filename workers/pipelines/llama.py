@@ -16,6 +16,7 @@ import numpy as np
 from ...errors import ConfigError, InvalidRequest
 from ...proto.eos import EOSTracker
 from ...proto.logits import NamedProcessor
+from ...proto.lora import MAX_LORAS, LoRAOperation, LoRARequest, LoRAStatus
 from ...proto.pipeline import Pipeline
 from ...proto.reasoning_parsers import reasoning_parser
 from ...proto.request import RequestID
@@ -31,6 +32,7 @@ from ..text.engine import TextEngine
 from ..text.generation import GenerationDefaults
 from ..text.grammar import GrammarCompiler
 from ..text.grammar_hold import hold
+from ..text.lora import MAX_ADAPTERS, MAX_ADAPTERS_BYTES, Adapters, attach
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
 from ..text.processors import Setting, deployment_processors
@@ -76,6 +78,11 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     tool_parser: str | None = None
     #: Processors of every step's logits, behind those of the requests.
     logits_processors: list[NamedProcessor] = []
+    #: LoRA adapters that are there from the start: their names and PEFT folders. More are loaded while it runs.
+    adapters: dict[str, str] = {}
+    #: Most adapters at a time, and most bytes of their weights in float32; one more is refused, none is evicted.
+    max_adapters: int = MAX_ADAPTERS
+    adapter_bytes: int = MAX_ADAPTERS_BYTES
     #: Keys of the model's config files that are not known and may be passed by, since they change nothing.
     ignore_config_keys: list[str] = []
     #: "auto", "cpu" or "gpu".
@@ -92,6 +99,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         require_within("draft_tokens", self.draft_tokens, 1, MAX_DRAFTS)
         if (self.speculation == "draft_model") != (self.draft_model_dir is not None):
             raise ValueError('`draft_model_dir` belongs to `speculation` "draft_model", which needs it')
+        require_within("max_adapters", self.max_adapters, 1, MAX_LORAS)
+        require_within("adapter_bytes", self.adapter_bytes, 1, 1 << 50)
 
 
 #: Most that the cache takes where nothing is said, in bytes.
@@ -101,12 +110,15 @@ DEFAULT_CACHE_BYTES = 1 << 30
 class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
     """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room."""
 
+    lora: Adapters
+
     def __init__(self, folder: Path, device: Device, options: DeploymentOptions) -> None:
         self._max_batch_size = options.max_batch_size
         ignored = tuple(options.ignore_config_keys)
         self.tokenizer = TextTokenizer(folder)
         self.defaults = GenerationDefaults.read(folder, ignored=ignored)
         self.decoder = Decoder.load(folder, device, ignored_keys=ignored)
+        self.lora = _adapters(self.decoder, options)
         config = self.decoder.config
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ConfigError(
@@ -174,6 +186,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             cache_salt=request.cache_salt,
             in_reasoning_phase=thinking,
         )
+        attach(context, self.lora.get(request.model_name))
         self._reader.read(context, request.tools)
         if is_held(request.response_format, request.tools):
             grammar = self._grammars().hold(request.response_format, request.tools, thinking=thinking)
@@ -270,6 +283,23 @@ def _draft_model(options: DeploymentOptions, decoder: Decoder, tokenizer: TextTo
     model = DraftModel(drafter, cache, ahead=MAX_DRAFTS, max_chunk=options.max_chunk_tokens)
     sampler = Sampler(decoder.device, vocabulary=wanted)
     return DraftModelProposer(sampler, model.step, model.forget, model.ready)
+
+
+def _adapters(decoder: Decoder, options: DeploymentOptions) -> Adapters:
+    """Those that the deployment names, loaded; ConfigError for one that cannot be."""
+    adapters = Adapters(
+        decoder.device,
+        decoder.adaptable,
+        fit=decoder.fit,
+        max_adapters=options.max_adapters,
+        max_bytes=options.adapter_bytes,
+    )
+    for name, path in options.adapters.items():
+        folder = str(Path(path).expanduser().absolute())
+        answer = adapters.handle(LoRARequest(LoRAOperation.LOAD, name, folder))
+        if answer.status is not LoRAStatus.SUCCESS:
+            raise ConfigError(f"`adapters`: {name!r:.80} cannot be loaded ({answer.status.value}): {answer.message}")
+    return adapters
 
 
 def _blocks(options: DeploymentOptions, decoder: Decoder) -> int:

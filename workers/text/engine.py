@@ -21,6 +21,7 @@ from ...proto.text_context import TextContext
 from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
 from .answer import AnswerDelta, AnswerStream
+from .lora import Adapter, adapter_of, cache_root
 from .models.cache import KVCache
 from .models.decoder import Decoder
 from .models.step import Span, lay_out
@@ -52,6 +53,7 @@ class _Request:
     #: Its block numbers, as far as `known`.
     table: npt.NDArray[np.int64]
     known: int = 0
+    adapter: Adapter | None = None
     #: What the model thought of the prompt, where that is to be told: parts, and how many tokens they cover.
     echo: list[LogProbabilities] = field(default_factory=list)
     echoed: int = 1
@@ -119,7 +121,7 @@ class TextEngine:
     def _begin(self, context: TextContext, outputs: Outputs) -> None:
         try:
             # Every position of a prompt to be reported on has to be computed, so nothing of it may be found.
-            salt = f"echo {context.request_id}" if context.log_probabilities_echo else context.cache_salt or ""
+            salt = f"echo {context.request_id}" if context.log_probabilities_echo else cache_root(context)
             processors = request_processors(context, self._setting)
             state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
             sequence = self._scheduler.add(context.request_id, context.tokens.all, most=context.max_length, salt=salt)
@@ -127,7 +129,8 @@ class TextEngine:
             outputs[context.request_id] = error
             return
         table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
-        self._requests[context.request_id] = _Request(context, sequence, state, self._answer(context), table)
+        answer, adapter = self._answer(context), adapter_of(context)
+        self._requests[context.request_id] = _Request(context, sequence, state, answer, table, adapter=adapter)
 
     def _answer(self, context: TextContext) -> AnswerStream | None:
         if isinstance(context, ReadContext):
@@ -199,7 +202,7 @@ class TextEngine:
         tokens = sequence.tokens[start : start + size]
         if drafts:
             tokens = np.concatenate([tokens, np.array(drafts, np.int64)])
-        return Span(tokens, start, request.table, wanted + len(drafts))
+        return Span(tokens, start, request.table, wanted + len(drafts), request.adapter)
 
     def _choose(self, ready: list[_Request], drafts: list[list[int]] | None, logits: Any, outputs: Outputs) -> None:
         states = [request.state for request in ready]
