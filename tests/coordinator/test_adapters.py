@@ -11,7 +11,7 @@ from tensoryard.coordinator import events as ev
 from tensoryard.coordinator.records import AdapterState
 from tensoryard.proto.lora import LoRAStatus
 
-from .test_router import Yard
+from .yard import Yard
 
 OK, FAILED = LoRAStatus.SUCCESS.value, LoRAStatus.LOAD_INVALID_ADAPTER.value
 

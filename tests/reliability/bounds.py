@@ -161,8 +161,8 @@ COORDINATOR = [
             "coordinator/router.py:Router._deadlines",
         ),
         tests=(
-            "tests/coordinator/test_router.py::test_a_client_has_a_bound",
-            "tests/coordinator/test_router.py::test_a_client_has_a_bound_in_bytes",
+            "tests/coordinator/test_router_limits.py::test_a_client_has_a_bound",
+            "tests/coordinator/test_router_limits.py::test_a_client_has_a_bound_in_bytes",
             "tests/coordinator/test_admission.py::test_each_bound_is_named",
         ),
     ),
@@ -184,9 +184,9 @@ COORDINATOR = [
             "coordinator/queues.py:_Line._row",
         ),
         tests=(
-            "tests/coordinator/test_router.py::test_the_queue_has_a_bound",
-            "tests/coordinator/test_router.py::test_bytes_that_wait_have_a_bound",
-            "tests/coordinator/test_router.py::test_suspects_count_against_the_bounds",
+            "tests/coordinator/test_router_limits.py::test_the_queue_has_a_bound",
+            "tests/coordinator/test_router_limits.py::test_bytes_that_wait_have_a_bound",
+            "tests/coordinator/test_router_limits.py::test_suspects_count_against_the_bounds",
             "tests/coordinator/test_records.py::test_those_who_are_sent_away_together_come_back_one_by_one",
         ),
     ),
@@ -196,7 +196,7 @@ COORDINATOR = [
         rule="`Overloaded`",
         seen="`status`: `kept_bytes`",
         holds=("coordinator/dispatcher.py:Dispatcher.bodies",),
-        tests=("tests/coordinator/test_router.py::test_bodies_have_a_bound",),
+        tests=("tests/coordinator/test_router_limits.py::test_bodies_have_a_bound",),
     ),
     Bound(
         what="requests that wait until the fleet has spoken",
@@ -306,7 +306,7 @@ COORDINATOR = [
             "coordinator/router.py:Router.models",
             "coordinator/records.py:Model.workers",
         ),
-        tests=("tests/coordinator/test_router.py::test_the_last_standalone_worker_takes_its_model_with_it",),
+        tests=("tests/coordinator/test_router_fleet.py::test_the_last_standalone_worker_takes_its_model_with_it",),
     ),
     Bound(
         what="stories of requests",
