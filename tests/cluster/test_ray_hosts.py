@@ -122,7 +122,7 @@ def ray() -> Iterator[RayHosts]:
             yield made
 
 
-@pytest.mark.case(26)
+@pytest.mark.case(31, 32, 15)
 def test_three_hosts_lose_links_nodes_and_processes(ray: RayHosts, eventually: Callable[..., None]) -> None:
     """Under one load without a pause: every request is answered once and right; the worker that is cut off stops; what
     was lost is back when its host is; the coordinator is found again where it was."""
@@ -148,12 +148,20 @@ def test_three_hosts_lose_links_nodes_and_processes(ray: RayHosts, eventually: C
     scene.all_serve("when B is back")
     assert scene.epoch == epoch
 
-    # -- kill -9 of C's raylet, of the fleet, of the coordinator ------------------------------------------------------
-    assert c.kill("raylet/raylet")
-    scene.answers_go_on("without C's raylet")
+    # -- kill -9 of B's raylet; and the link of C, where a client is, is cut until its worker counts as lost -----------
+    assert b.kill("raylet/raylet")
+    scene.answers_go_on("without B's raylet")
+    [on_c] = [worker for worker, host in scene.workers().items() if host == "c"]
+    ray.network.cut("c")
+    eventually(lambda: on_c not in scene.workers(), "the coordinator has given C's worker up", 100)
+    ray.network.mend("c")
+    scene.answers_go_on("for the client on C")
+    c.kill("raylet/raylet")  # if Ray has not ended it: that was about as long as it takes to find a node dead
+    scene.rejoin("b")
     scene.rejoin("c")
-    scene.all_serve("when C is back")
+    scene.all_serve("when all are back")
 
+    # -- kill -9 of the fleet, and of the coordinator -----------------------------------------------------------------
     before = set(scene.workers())
     assert ray.head.kill("ray::FleetActor")
     eventually(lambda: before.isdisjoint(scene.workers()) and len(scene.workers()) == 3, "a new fleet's workers", 100)

@@ -260,6 +260,7 @@ def test_another_version_is_the_end(known):
     assert (known.left, known.conversation.exit_code) == (1, EXIT_REFUSED)
 
 
+@pytest.mark.case(31)
 def test_who_hears_nothing_for_long_fences_itself(known):
     """About when the coordinator gives it up it stops all it holds, says nothing of it, and joins anew; once.
 
