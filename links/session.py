@@ -67,7 +67,7 @@ class Session:
         #: What it waits with, while callers may steer.
         self._poller: Poller | None = None
         #: What a caller who steered has met, for the thread to act on: an error of ours; a message that a signal's
-        #: handler broke off, so that nobody knows what became of it.
+        #: handler broke off, so that nobody knows what became of it, or another reason to begin anew.
         self._failure: Exception | None = None
         self._broken_off = False
         #: Nothing has been taken from the link since the last wait.
@@ -165,6 +165,10 @@ class Session:
         """What a caller waits for may have come about elsewhere: have it look, if it is one that serves the session."""
         if not self._helm.mine:
             self._wake()
+
+    def begin_anew(self) -> None:
+        """Make another connection, and say hello on it: for a callback whose owner has lost the thread."""
+        self._broken_off = True
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, end the thread. Again is harmless."""

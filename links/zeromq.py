@@ -215,7 +215,10 @@ class ZmqPeer:
             log.warning("no hub is reached at %s: %s", self._endpoint, text)
 
     def begin_anew(self) -> None:
-        """Nothing: only one thread uses this end, and nobody breaks that off."""
+        """End this connection and make another, on which the first word is said again."""
+        if self._opening is not None:
+            self._let_go()
+            self._inbox.clear()
 
     def close(self) -> None:
         """Deliver for at most half a second, then let go; again is harmless."""

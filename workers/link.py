@@ -76,6 +76,7 @@ class WorkerLink:
             memory=pool,
             leave=self._leave,
             adapters=self._desk,
+            begin_anew=self._session.begin_anew,
         )
 
     # -- for the main thread ------------------------------------------------------------------------------------------
