@@ -11,6 +11,7 @@ from enum import Enum
 
 import msgspec
 
+from ..proto import wire
 from . import events as ev
 from .queues import LeastLoaded, RequestQueue
 from .story import Lines
@@ -86,6 +87,9 @@ class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
     window_bytes: int = 0
     #: Outputs that its caller has read, as far as told; an earlier coordinator may have passed on more than we have.
     consumed: int = 0
+    #: How its arrays can be brought to other hosts; see `wire.Submit`.
+    porter: bool = False
+    uses: list[wire.Use] = []
     started: float = 0.0
     #: Its story, of which `story.py` keeps the books.
     lines: Lines = msgspec.field(default_factory=list)

@@ -179,6 +179,8 @@ class Router:
             window_bytes=event.window_bytes,
             consumed=event.consumed,
             submission=event.submission,
+            porter=event.porter,
+            uses=event.uses,
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request

@@ -42,6 +42,8 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         window_bytes=message.window_bytes,
         consumed=message.consumed,
         submission=message.submission,
+        porter=message.porter,
+        uses=message.uses,
     )
 
 
@@ -90,8 +92,10 @@ def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsC
 # -- effects to messages ----------------------------------------------------------------------------------------------
 
 
-def request_message(effect: ev.SendRequest) -> wire.Dispatch:
-    """REQUEST."""
+def request_message(
+    effect: ev.SendRequest, *, reader_host: str = "", porter: bool = False, uses: list[wire.Use] | None = None
+) -> wire.Dispatch:
+    """REQUEST. The rest is said to a worker on another host than the client's: see `wire.Dispatch`."""
     return wire.Dispatch(
         request_id=effect.request_id,
         attempt=effect.attempt,
@@ -100,6 +104,9 @@ def request_message(effect: ev.SendRequest) -> wire.Dispatch:
         window_bytes=effect.window_bytes,
         consumed=effect.consumed,
         submission=effect.submission,
+        reader_host=reader_host,
+        porter=porter,
+        uses=uses or [],
     )
 
 

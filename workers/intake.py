@@ -8,6 +8,7 @@ not answer for many seconds. So such requests are read in a thread of their clie
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -35,23 +36,26 @@ from .window import Window
 
 #: Passes on why a request is answered without being run. From any thread.
 Reject = Callable[[Key, Exception], None]
+#: Requests of one client that are fetched from its host at once.
+_LANES = 4
 #: Segments remembered as attached; beyond, all are asked for again.
 _MAX_ATTACHED = 4096
 
 
 class _NotAttachedError(Exception):
-    """The request lies in memory that its owner has to be asked for."""
+    """The request lies in memory that its owner, or the porter, has to be asked for."""
 
-    def __init__(self, pool_name: str) -> None:
+    def __init__(self, pool_name: str, *, abroad: bool) -> None:
         super().__init__(pool_name)
         self.pool_name = pool_name
+        self.abroad = abroad
 
 
 class Memory(Protocol):
     """The clients' memory: `Reader`'s side of it that is needed here."""
 
-    def open(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
-        """A view of an array; may wait for its owner, the first time that its segment is named."""
+    def open(self, handle: SharedMemoryArray, use: int = 0) -> npt.NDArray[Any]:
+        """A view of an array; may wait for its owner, the first time that its segment is named, or for a porter."""
 
     def housekeep(self) -> None:
         """Let go of what is not used."""
@@ -67,7 +71,8 @@ def _in_a_thread(run: Callable[[], None]) -> None:
 class Intake:
     """Takes requests in; `begin` comes first. All but `begin` and `close` run in the session's thread.
 
-    `spawn` runs what may wait for other processes, beside that thread.
+    `spawn` runs what may wait for other processes, beside that thread. `reaches` tells whether a porter of this host
+    lends our memory to others.
     """
 
     def __init__(
@@ -80,7 +85,9 @@ class Intake:
         reader: Memory | None = None,
         clock: Callable[[], float] = time.monotonic,
         spawn: Callable[[Callable[[], None]], None] = _in_a_thread,
+        reaches: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._reaches = reaches
         self._inbox = inbox
         self._pool = pool
         self._settings = settings
@@ -94,8 +101,9 @@ class Intake:
         #: Names of segments that have been read from, which takes no question to their owner any more.
         self._attached: set[str] = set()
         self._lock = threading.Lock()
-        #: Requests to be read in a thread of their own, by the pool they lie in; each queue has its thread.
+        #: Requests to be read in a thread of their own, by lane; each queue has its thread.
         self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
+        self._turns = itertools.count()
         #: Those in the queues and in their threads' hands; `consumed` in them follows what is read meanwhile.
         self._arriving: dict[Key, wire.Dispatch] = {}
         self._draining = False
@@ -118,7 +126,7 @@ class Intake:
         try:
             work = self._read(message, body, now, self._open_attached)
         except _NotAttachedError as error:
-            self._queue(error.pool_name, message, body, now)
+            self._queue(self._lane(error), message, body, now)
         except Exception as error:
             self._reject((message.request_id, message.attempt), error)
         else:
@@ -173,11 +181,15 @@ class Intake:
         message: wire.Dispatch,
         body: Frames,
         arrived: float,
-        resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]],
+        opened: Callable[[SharedMemoryArray, int], npt.NDArray[Any]],
     ) -> Work:
         assert self._pipeline is not None, "requests come after READY"
         try:
-            request = decode_body(body, task_types(self._task).request, resolve=resolve)
+            request = decode_body(
+                body,
+                task_types(self._task).request,
+                resolve=lambda handle: opened(handle, _use_of(handle, message.uses)),
+            )
         except errors.DecodeError as error:
             raise errors.InvalidRequest(error.text) from error
         if request.request_id.value != message.request_id:
@@ -186,6 +198,8 @@ class Intake:
         context = self._context(request)
         work = Work(message.request_id, message.attempt, context, arrived, message.submission, window=window)
         work.request_socket_bytes = len(wire.encode(message)) + wire.size_of(body)
+        if message.reader_host:
+            work.by_handle = message.porter and self._reaches()
         return work
 
     def _context(self, request: Any) -> OneShotContext | TextContext:
@@ -221,12 +235,14 @@ class Intake:
         except (msgspec.ValidationError, TypeError) as error:
             raise errors.InvalidRequest(f"`options`: {error}") from error
 
-    def _open_attached(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+    def _open_attached(self, handle: SharedMemoryArray, _use: int) -> npt.NDArray[Any]:
         if handle.name not in self._attached:
-            raise _NotAttachedError(handle.pool_name)
+            raise _NotAttachedError(handle.pool_name, abroad=handle.host != self._pool.host)
         return self._reader.open(handle)
 
-    def _attach(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+    def _attach(self, handle: SharedMemoryArray, use: int) -> npt.NDArray[Any]:
+        if handle.host != self._pool.host:
+            return self._reader.open(handle, use)
         array = self._reader.open(handle)
         if len(self._attached) >= _MAX_ATTACHED:
             self._attached.clear()
@@ -243,24 +259,28 @@ class Intake:
 
     # -- memory not seen before ---------------------------------------------------------------------------------------
 
-    def _queue(self, pool_name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
-        """Leave a request to the thread of its client, which may have to be started."""
+    def _lane(self, where: _NotAttachedError) -> str:
+        """Whose turn a request waits for: a client on this host answers one at a time, a network has room for more."""
+        return f"{where.pool_name}/{next(self._turns) % _LANES}" if where.abroad else where.pool_name
+
+    def _queue(self, lane: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
+        """Leave a request to the thread of its lane, which may have to be started."""
         with self._lock:
             self._arriving[message.request_id, message.attempt] = message
-            queue = self._queues.get(pool_name)
+            queue = self._queues.get(lane)
             if queue is not None:
                 queue.append((message, body, arrived))
                 return
-            self._queues[pool_name] = deque([(message, body, arrived)])
-        self._spawn(functools.partial(self._work_off, pool_name))
+            self._queues[lane] = deque([(message, body, arrived)])
+        self._spawn(functools.partial(self._work_off, lane))
 
-    def _work_off(self, pool_name: str) -> None:
+    def _work_off(self, lane: str) -> None:
         while True:
             with self._lock:
-                if not self._queues[pool_name]:
-                    del self._queues[pool_name]
+                if not self._queues[lane]:
+                    del self._queues[lane]
                     return
-                message, body, arrived = self._queues[pool_name].popleft()
+                message, body, arrived = self._queues[lane].popleft()
             if (message.request_id, message.attempt) in self._arriving:
                 self._read_slowly(message, body, arrived)
 
@@ -287,3 +307,8 @@ class Intake:
             done = self._draining and not self._arriving
         if done:
             self._inbox.drain()
+
+
+def _use_of(handle: SharedMemoryArray, uses: list[wire.Use]) -> int:
+    """The number of a use of memory, as its owner told it; 0 where it did not."""
+    return next((use.number for use in uses if use.generation == handle.generation), 0)
