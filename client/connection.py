@@ -20,6 +20,7 @@ import msgspec
 from .. import errors, faults
 from ..coordinator.connection import read_address_file, read_connection
 from ..links import Frames, Session
+from ..links.address import public
 from ..links.calibration import thresholds_of
 from ..proto import wire
 from ..proto.codec import Encoded, as_buffers, decode_body, encode_body
@@ -32,6 +33,7 @@ from .alarm import Alarm
 from .conversation import Conversation
 from .fetching import Fetching
 from .pending import Pending
+from .ray_address import RAY_SCHEME, address_from_ray, unreached
 from .reading import Reading
 from .reply import Reply, monotonic
 from .retry import Retry
@@ -55,11 +57,14 @@ os.register_at_fork(after_in_child=_forked)
 def resolve_address(address: str | None) -> str:
     """The address to connect to: the given one, else $TENSORYARD_ADDRESS, else the local connection file's.
 
-    "file://PATH" is the address in that file (`tensoryard up --address-file`). Raises NotConnected when there is none.
+    "file://PATH" is the address in that file (`tensoryard up --address-file`), "ray://HOST:PORT" what Ray says there,
+    asked by its client (`?name=NAME` for another cluster than "default"). Raises NotConnected when there is none.
     """
     address = address or os.environ.get("TENSORYARD_ADDRESS") or read_connection().address
     if isinstance(address, str) and address.startswith("file://"):
         return read_address_file(address.removeprefix("file://"))
+    if isinstance(address, str) and address.startswith(RAY_SCHEME):
+        return address_from_ray(address)
     return address
 
 
@@ -71,6 +76,7 @@ class Connection:
         self.retry = retry
         self._thresholds = thresholds_of(settings)
         self.address = resolve_address(address)
+        self._asked_for = address or os.environ.get("TENSORYARD_ADDRESS")
         self._courier = Courier()
         #: This host has a porter, as last seen: who asks the system for it each time pays more than for the request.
         self._has_porter = False
@@ -116,9 +122,12 @@ class Connection:
         self._changed.wait(timeout_s)
         if self._conversation.welcome is None:
             self.close()
+            why = self._session.trouble or (
+                unreached(self._asked_for, self.address)
+                or "is it running (`tensoryard status`), and is the address right?"
+            )
             raise self._conversation.refusal or errors.NotConnected(
-                f"no coordinator answered at {self.address} within {timeout_s} s; "
-                "is it running (`tensoryard status`), and is the address right?",
+                f"no coordinator answered at {public(self.address)} within {timeout_s} s; {why}",
             )
 
     def close(self) -> None:

@@ -222,7 +222,7 @@ class Broker:
         if hello.role not in _SERVES:
             raise errors.ProtocolError(f"a peer is one of {sorted(_SERVES)}, not {hello.role!r}")
         known = self.roster.get(identity)
-        if known is not None and known.role == hello.role:  # asked twice: nothing has changed
+        if known is not None and (known.role, known.connection) == (hello.role, hello.connection):  # asked twice
             known.hear(at)
             self._send_welcome(known)
             return

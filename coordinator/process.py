@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from .. import faults
 from ..links import Frames, HubLink, Poller, make_hub
+from ..links.address import HubKeys
 from ..logs import logger
 from ..proto import wire
 from ..settings import Settings
@@ -38,8 +39,9 @@ _UNREACHABLE = "cannot be reached, or does not read what it is sent"
 class Coordinator:
     """One coordinator. `run` serves until `stop`, or until a shutdown that a client asked for is complete.
 
-    `name` registers a connection file; `addresses` are bound besides the one that goes with the name. With
-    `expects_fleet`, requests wait for the fleet's list of deployments, for at most `settle_s`.
+    `name` registers a connection file; `addresses` are bound besides the one that goes with the name, those of
+    other hosts guarded by `keys`. With `expects_fleet`, requests wait for the fleet's list of deployments, for at most
+    `settle_s`.
 
     Peers may connect once it is made. Crash-only: whatever is wrong with a message is its sender's alone, but an error
     of our own ends `run` without a goodbye, as SIGKILL would, and peers wait for the next coordinator.
@@ -52,6 +54,7 @@ class Coordinator:
         addresses: Sequence[str] = (),
         settings: Settings | None = None,
         expects_fleet: bool = False,
+        keys: HubKeys | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.name = name
@@ -65,6 +68,7 @@ class Coordinator:
                 # A message a little over the limit is read, so that the request it names gets an error.
                 max_message_bytes=self.settings.max_message_bytes + self.settings.max_frame_bytes,
                 peer_backlog=self.settings.peer_backlog,
+                keys=keys,
             )
             undo.callback(self._hub.close)
             self.addresses: list[str] = list(self._hub.addresses)

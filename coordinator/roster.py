@@ -29,6 +29,8 @@ class Peer:
     features: frozenset[str] = frozenset()
     #: What it was sent since.
     unheard_bytes: int = 0
+    #: Which of its connections it speaks on.
+    connection: int = 0
 
     def hear(self, at: float) -> None:
         """It lives, and so it reads."""
@@ -67,7 +69,16 @@ class Roster:
 
     def join(self, identity: bytes, hello: wire.Hello, at: float) -> Peer:
         """Enter a peer."""
-        peer = Peer(identity, hello.role, _name(identity, hello), hello.host, hello.pid, at, frozenset(hello.features))
+        peer = Peer(
+            identity,
+            hello.role,
+            _name(identity, hello),
+            hello.host,
+            hello.pid,
+            at,
+            frozenset(hello.features),
+            connection=hello.connection,
+        )
         self._by_identity[identity] = peer
         self._by_name[peer.role, peer.name] = peer
         return peer

@@ -117,11 +117,12 @@ def _launch(args: argparse.Namespace, deployments: list[Deployment]) -> int:
 
     if args.detach:
         raise ConfigError("--detach is for a cluster of this machine; one on a running Ray stays without (see --stay)")
+    listen = () if args.local_only else tuple(args.listen) or None
     plan = Plan(
         name=args.name,
         ray_address=args.ray_address,
         ready_timeout_s=args.ready_timeout,
-        listen=tuple(args.listen),
+        **({} if listen is None else {"listen": listen}),
         address_file=args.address_file,
         restart=args.restart,
         stay=args.stay,
@@ -131,7 +132,9 @@ def _launch(args: argparse.Namespace, deployments: list[Deployment]) -> int:
 
 
 def _refuse_launch_flags(args: argparse.Namespace) -> None:
-    given = [flag for flag in ("listen", "address_file", "restart", "stay", "no_nodes") if getattr(args, flag)]
+    given = [
+        flag for flag in ("listen", "local_only", "address_file", "restart", "stay", "no_nodes") if getattr(args, flag)
+    ]
     if given:
         flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
         raise ConfigError(f"{flags} goes with --ray-address, which launches on a running Ray cluster")
@@ -394,8 +397,13 @@ def _add_up(commands: Any) -> None:
     group.add_argument("--no-nodes", action="store_true", help="do not ask Ray's autoscaler for nodes for all workers")
     group.add_argument("--address-file", metavar="PATH", help="write the coordinator's addresses there")
     group.add_argument(
-        "--listen", action="append", default=[], metavar="ADDRESS", help="also bind this, e.g. tcp://10.0.0.5:7077"
+        "--listen",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="where other hosts reach it, e.g. tcp://10.0.0.5:7077 (a free port from 7077 on, at the node's address)",
     )
+    group.add_argument("--local-only", action="store_true", help="listen on the head node's own socket alone")
     _add_declaration(parser)
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from ..client import connect
 from ..errors import Failed, NotConnected, ReplyTimeout, TensoryardError
+from ..links.address import public
 from ..proto.deployment import Deployment
 from ..settings import from_environment
+from ..workers.ray_runtime import NETWORK
 from . import ray_cluster
 from .local import check_models, wait_settled
 from .ray_cluster import RayCluster
@@ -34,7 +36,7 @@ class Plan:
     ray_address: str
     ready_timeout_s: float
     #: Addresses that the coordinator binds besides its socket, "tcp://HOST:PORT", for other hosts.
-    listen: tuple[str, ...] = ()
+    listen: tuple[str, ...] = (NETWORK,)
     #: Where the coordinator's address is written.
     address_file: str | None = None
     #: Replace all workers, though their deployments are the same.
@@ -62,7 +64,7 @@ def up(deployments: Sequence[Deployment], plan: Plan) -> int:
         say(f"{'changing' if was_there else 'starting'} cluster {plan.name!r} on Ray: {wanted(deployments)}")
         with terminations_as_interrupts():  # again: Ray has set a handler of its own
             _wait_ready(cluster, plan.ready_timeout_s)
-            say(f"ready at {' '.join(cluster.addresses)}")
+            say(f"ready at {' '.join(map(public, cluster.addresses))}")
             if plan.address_file is not None:
                 write_address(plan.address_file, cluster.addresses)
             return _stay(cluster, plan) if plan.stay else 0
@@ -76,8 +78,12 @@ def _wait_ready(cluster: RayCluster, timeout_s: float) -> None:
 
 
 def write_address(path: str, addresses: Sequence[str]) -> None:
-    """The addresses, one a line, whole or not at all: what `connect("file://PATH")` reads."""
+    """The addresses, one a line, whole or not at all: what `connect("file://PATH")` reads.
+
+    Who can read it is let in: nobody but this user, until somebody decides otherwise.
+    """
     fresh = Path(f"{path}.{os.getpid()}.new")
+    fresh.touch(mode=0o600)
     fresh.write_text("".join(f"{address}\n" for address in addresses), encoding="utf-8")
     fresh.replace(path)
 
@@ -121,7 +127,7 @@ def _shut_down(cluster: RayCluster, name: str, timeout_s: float) -> int:
 
 
 def address(name: str, ray_address: str) -> str:
-    """Where the coordinator of that name listens, by asking Ray. NotConnected when there is none."""
+    """Where this process reaches the coordinator of that name, by asking Ray. NotConnected when there is none."""
     ray_cluster.connect_ray(ray_address)
     cluster = ray_cluster.find(name, from_environment())
     if cluster is None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..coordinator.connection import reachable
 from ..errors import ConfigError, NotConnected
+from ..links.address import new_keys
 from ..proto.deployment import Deployment
 from ..settings import Settings
 from ..workers.fleet import Expectation
@@ -113,7 +114,7 @@ def make(
     """
     import ray
 
-    order = CoordinatorOrder(name=name, settings=settings, listen=tuple(listen), detached=detached)
+    order = CoordinatorOrder(name=name, settings=settings, listen=tuple(listen), keys=new_keys(), detached=detached)
     coordinator = _actor(CoordinatorActor, COORDINATOR, name, detached=detached).remote(order)
     try:
         addresses = ray.get(coordinator.addresses.remote())
@@ -181,6 +182,8 @@ def launch(
     asks_for_nodes: bool = True,
 ) -> tuple[RayCluster, bool]:
     """Start a detached cluster, or change the one of that name to these deployments; whether it was there before.
+
+    `listen`: where a new one's coordinator listens beside its socket; see `ray_runtime.NETWORK`.
 
     Its workers run in the runtime environment of this process's job, where the files of its pipelines are.
     """

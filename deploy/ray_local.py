@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..proto.deployment import Deployment
 from ..settings import Settings
+from ..workers.ray_runtime import NETWORK
 from .ray_cluster import make
 
 #: Ray's own memory for objects; requests never pass through it.
@@ -24,7 +25,8 @@ class RayRuntime:
     def __init__(self, name: str, deployments: Sequence[Deployment], settings: Settings) -> None:
         self._own_ray = _ensure_ray(deployments)
         try:
-            self.cluster = make(name, deployments, settings)
+            # A Ray that was there before may have nodes on other hosts.
+            self.cluster = make(name, deployments, settings, listen=() if self._own_ray else (NETWORK,))
         except BaseException:
             self._end_ray()
             raise

@@ -33,6 +33,10 @@ class PeerLink(Protocol):
     def connected(self) -> bool:
         """Whether a hub is there, as far as this end can tell."""
 
+    @property
+    def trouble(self) -> str:
+        """Why no hub is reached, where more is known than that; "" otherwise."""
+
     def next_try(self) -> float:
         """When `receive` is to be called though there is no input, in monotonic seconds; infinity: not at all."""
 

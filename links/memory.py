@@ -123,6 +123,7 @@ class MemoryPeer:
 
     any_thread = False
     pollables: Sequence[Any] = ()
+    trouble = ""
 
     def __init__(self, network: MemoryNetwork, address: str, identity: bytes, opening: Opening | None) -> None:
         self.identity = identity

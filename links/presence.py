@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from ..errors import ProtocolError, TensoryardError, from_wire
 from ..logs import logger
 from ..proto import wire
@@ -51,6 +53,7 @@ class Presence:
     """One peer's standing with the coordinator, whichever that is at the time. Times, `at`, are monotonic seconds."""
 
     def __init__(self, *, hello: wire.Hello, decoder: Any, callbacks: Callbacks, settings: Settings, at: float) -> None:
+        #: What was said last, or will be first.
         self._hello = hello
         self._decoder = decoder
         self._callbacks = callbacks
@@ -59,6 +62,8 @@ class Presence:
         self._asked_at = -math.inf
         #: How many HELLO have been said: what is posted after the last of them comes after it.
         self.hellos = 0
+        #: There was a connection before the next one.
+        self._connected = False
         #: Seconds, up to the last beat, in which we listened and heard nothing. Time in which we did not listen, since
         #: this process was stopped, is not held against the coordinator.
         self.silent_s = 0.0
@@ -70,6 +75,9 @@ class Presence:
     def opening(self, at: float) -> wire.Frames:
         """HELLO: the first word to a coordinator, also to one that took another's place, before all that waits."""
         self._asked_at = at
+        if self._connected:
+            self._hello = msgspec.structs.replace(self._hello, connection=self._hello.connection + 1)
+        self._connected = True
         self.hellos += 1
         return [wire.encode(self._hello)]
 

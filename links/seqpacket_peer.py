@@ -38,6 +38,8 @@ class SeqpacketPeer:
     """
 
     any_thread = True
+    #: The other end is of this host and this user: there is nobody whom it would turn away.
+    trouble = ""
 
     def __init__(self, address: str, *, opening: Opening | None = None, max_frame_bytes: int = -1) -> None:
         self._path = path_of(address)

@@ -67,7 +67,7 @@ class Session:
         #: What it waits with, while callers may steer.
         self._poller: Poller | None = None
         #: What a caller who steered has met, for the thread to act on: an error of ours; a message that a signal's
-        #: handler broke off, so that nobody knows what became of it.
+        #: handler broke off, so that nobody knows what became of it, or another reason to begin anew.
         self._failure: Exception | None = None
         self._broken_off = False
         #: Nothing has been taken from the link since the last wait.
@@ -86,6 +86,9 @@ class Session:
             software=f"tensoryard {__version__}",
             features=wire.FEATURES,
         )
+        #: What the link said last of why no hub is reached.
+        self.trouble = ""
+        self._silence_s = settings.liveness_s
         self._presence = Presence(
             hello=hello, decoder=decoder, callbacks=callbacks, settings=settings, at=time.monotonic()
         )
@@ -163,6 +166,10 @@ class Session:
         if not self._helm.mine:
             self._wake()
 
+    def begin_anew(self) -> None:
+        """Make another connection, and say hello on it: for a callback whose owner has lost the thread."""
+        self._broken_off = True
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Send what is queued, say goodbye, end the thread. Again is harmless."""
         self._closing = True
@@ -189,7 +196,11 @@ class Session:
     def _run(self) -> None:
         link: PeerLink | None = None
         try:
-            link = make_peer(self.address, opening=lambda: self._presence.opening(time.monotonic()))
+            link = make_peer(
+                self.address,
+                opening=lambda: self._presence.opening(time.monotonic()),
+                silence_s=self._silence_s,
+            )
             poller = Poller((*link.pollables, self._wake_fd, *self._watch))
             self._share(link, poller)
             while not self._closing:
@@ -233,6 +244,7 @@ class Session:
         now = time.monotonic()
         if now >= self._presence.next_beat:
             self._presence.beat(link if link.connected else None, now)
+            self.trouble = link.trouble
 
     def _settle_the_last(self, link: PeerLink) -> None:
         """What became of a caller's turn, if it did not end well."""

@@ -62,6 +62,8 @@ class Hello(Message, frozen=True, tag="HELLO"):
     pid_namespace: Word = ""
     software: Word = ""
     features: Features = []
+    #: How many connections this peer has had before, as far as it knows: what was under way on them is lost.
+    connection: Count = 0
 
 
 class Heartbeat(Message, frozen=True, tag="HEARTBEAT"):

@@ -83,9 +83,12 @@ class Memory(Protocol):
 class Conversation:
     """Everything between a worker and its coordinator, whichever that is at the time.
 
-    `leave` is called, perhaps more than once, when the worker is to end whatever it is doing. Times, `at`, are
-    monotonic seconds. `ready`, `send` and `reject` may be called from other threads than the rest, `ready` and `send`
-    not at the same time as `welcomed`.
+    A worker that does not hear its coordinator for about as long as that waits for it fences itself: others are given
+    its requests, so it stops them, answers none, and joins anew.
+
+    `leave` is called, perhaps more than once, when the worker is to end whatever it is doing; `begin_anew` has the
+    link make another connection, on which HELLO is said. Times, `at`, are monotonic seconds. `ready`, `send` and
+    `reject` may be called from other threads than the rest, `ready` and `send` not at the same time as `welcomed`.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Conversation:
         requests: Requests,
         memory: Memory,
         leave: Callable[[], None],
+        begin_anew: Callable[[], None],
     ) -> None:
         self._name = name
         self._settings = settings
@@ -104,6 +108,11 @@ class Conversation:
         self._requests = requests
         self._memory = memory
         self._leave = leave
+        self._begin_anew = begin_anew
+        #: Alone for too long: what it holds is others' by now.
+        self.fenced = False
+        #: How long the coordinator waits for us.
+        self._liveness_s = settings.liveness_s
         #: What may be sent: the coordinator's limits, where they are lower than ours.
         self.max_frame_bytes = settings.max_frame_bytes
         self.max_message_bytes = settings.max_message_bytes
@@ -139,7 +148,12 @@ class Conversation:
         self._post(wire.StartFailed(deployment=deployment, text=clean_text(text[-60_000:], 60_000)))
 
     def send(self, answers: list[Answer]) -> None:
-        """Answers of one step leave as one message, if it is not too large; what they lend waits for its reader."""
+        """Answers of one step leave as one message, if it is not too large; what they lend waits for its reader.
+
+        Behind the fence they go nowhere, and their memory is free.
+        """
+        if self.fenced:
+            return
         for part in in_messages(answers, self.max_message_bytes):
             outputs: list[wire.Output] = []
             frames: wire.Frames = []
@@ -151,7 +165,9 @@ class Conversation:
             self._post(wire.Outputs(outputs=outputs), frames)
 
     def reject(self, key: Key, error: Exception) -> None:
-        """A request is answered without being run."""
+        """A request is answered without being run; behind the fence it is not."""
+        if self.fenced:
+            return
         code, text = describe(error)
         output = wire.Output(request_id=key[0], attempt=key[1], seq=0, done=False, code=code, text=text)
         self._post(wire.Outputs(outputs=[output]))
@@ -176,7 +192,9 @@ class Conversation:
         """We are known; once the pipeline is loaded, say what we serve and what we still hold from before."""
         self.max_frame_bytes = min(welcome.max_frame_bytes, self._settings.max_frame_bytes)
         self.max_message_bytes = min(welcome.max_message_bytes, self._settings.max_message_bytes)
+        self._liveness_s = welcome.liveness_s
         self.is_welcome = True
+        self.fenced = False
         if self._ready is not None:
             self._announce(self._ready)
 
@@ -214,13 +232,24 @@ class Conversation:
             self._requests.drain()
 
     def beat(self, silent_s: float, at: float) -> None:
-        """About once a heartbeat: go when nobody lets us, or when we have been alone for too long."""
+        """About once a heartbeat: go when nobody lets us; alone for long, stop what we do, and then go."""
         if self._asked_at is not None and at - self._asked_at > _DRAIN_BEATS * self._settings.heartbeat_s:
             self._requests.drain()
+        if self.is_welcome and not self.fenced and silent_s > self._liveness_s - self._settings.heartbeat_s:
+            self._fence(silent_s)
         if silent_s > self._settings.orphan_s and not self.orphaned:
             log.error("no coordinator was heard for %.0f s: worker %s ends", silent_s, self._name)
             self.orphaned = True
             self._leave()
+
+    def _fence(self, silent_s: float) -> None:
+        """Stop, without a word. The coordinator may have heard us all the while: it must learn that we have stopped."""
+        held = self._requests.held()
+        log.warning("no coordinator was heard for %.1f s: worker %s stops %d requests", silent_s, self._name, len(held))
+        self.fenced = True
+        for key in held:
+            self._requests.cancel(key)
+        self._begin_anew()
 
     def failed(self) -> None:
         """Without a session there is nobody to work for."""

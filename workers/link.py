@@ -81,6 +81,7 @@ class WorkerLink:
             requests=self._intake,
             memory=pool,
             leave=self._leave,
+            begin_anew=self._session.begin_anew,
         )
 
     # -- for the main thread ------------------------------------------------------------------------------------------

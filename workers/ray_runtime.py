@@ -6,8 +6,11 @@ too (`ray_launcher.py`). A detached cluster outlives whoever started it and ends
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +18,8 @@ from typing import Any
 import msgspec
 
 from ..coordinator import Coordinator
+from ..errors import ConfigError
+from ..links.address import HubKeys
 from ..logs import logger
 from ..proto.deployment import Deployment
 from ..settings import Settings
@@ -27,17 +32,25 @@ log = logger(__name__)
 
 _READY_TIMEOUT_S = 30.0
 COORDINATOR, FLEET = "coordinator", "fleet"
-#: Where a fleet's orders are kept in Ray's own store.
+#: Where a coordinator listens that is to serve other hosts: at its node's address, at the first port that is free of
+#: these. They are not among those that systems, or Ray, give to others.
+NETWORK = "tcp://node"
+_PORTS = range(7077, 7177)
+#: One that is made anew waits for the port of the one before for so long.
+_REBIND_S = 20.0
+#: Where fleets' orders, and coordinators' addresses, are kept in Ray's own store.
 _KV_NAMESPACE = b"tensoryard"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorOrder:
-    """What a coordinator's actor is made with. `listen`: addresses beside the one that goes with the name."""
+    """What a coordinator's actor is made with. `listen`: addresses beside the one of its name, or NETWORK."""
 
     name: str
     settings: Settings
     listen: tuple[str, ...] = ()
+    #: Guard those that other hosts reach; the same in all its lives.
+    keys: HubKeys | None = None
     #: It outlives who made it, and takes itself away when the cluster has been shut down.
     detached: bool = False
 
@@ -47,6 +60,7 @@ class CoordinatorActor:
 
     def __init__(self, order: CoordinatorOrder) -> None:
         self._coordinator: Coordinator | None = None
+        self._keys = order.keys
         self._error: BaseException | None = None
         self._bound = threading.Event()
         self._ended = threading.Event()
@@ -57,9 +71,7 @@ class CoordinatorActor:
     def _run(self, order: CoordinatorOrder) -> None:
         """Make the sockets in the thread that uses them, and serve."""
         try:
-            self._coordinator = Coordinator(
-                name=order.name, addresses=order.listen, settings=order.settings, expects_fleet=True
-            )
+            self._coordinator = _make_coordinator(order)
         except BaseException as error:
             self._error = error
             return
@@ -75,9 +87,13 @@ class CoordinatorActor:
             _end_for_good(order.name, COORDINATOR)
 
     def addresses(self) -> list[str]:
-        """Where it listens: on its own host first."""
+        """Where it listens: on its own host first; with all that lets a peer in."""
+        import ray
+
         assert self._coordinator is not None, "a made actor listens"
-        return self._coordinator.addresses
+        node: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        told = [_as_reached(address, node) for address in self._coordinator.addresses]
+        return [self._keys.invitation(address) for address in told] if self._keys is not None else told
 
     def pid(self) -> int:
         """Its process, for people and tests."""
@@ -93,6 +109,62 @@ class CoordinatorActor:
     def wait_ended(self, timeout_s: float) -> bool:
         """Wait until a shutdown that a client asked for is complete."""
         return self._ended.wait(timeout_s)
+
+
+def _make_coordinator(order: CoordinatorOrder) -> Coordinator:
+    """One that listens where the one before it did, if there was one: peers look for it there."""
+    import ray
+
+    again = ray.get_runtime_context().was_current_actor_reconstructed
+    addresses = _kept_addresses(order.name) if again else [_chosen(address) for address in order.listen]
+    give_up = time.monotonic() + (_REBIND_S if again else 0.0)
+    while True:
+        try:
+            made = Coordinator(
+                name=order.name, addresses=addresses, settings=order.settings, expects_fleet=True, keys=order.keys
+            )
+        except ConfigError:  # what the kernel has not cleared away yet
+            if time.monotonic() >= give_up:
+                raise
+            time.sleep(0.2)
+        else:
+            _keep_addresses(order.name, addresses)
+            return made
+
+
+def _chosen(address: str) -> str:
+    """NETWORK as an address of this node."""
+    import ray
+
+    if address != NETWORK:
+        return address
+    node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.create_server((node, port)):
+            return f"tcp://{node}:{port}"
+    raise ConfigError(f"no port of {_PORTS.start} to {_PORTS.stop - 1} is free at {node}: name one (--listen)")
+
+
+def _as_reached(address: str, node: str) -> str:
+    """An address that is bound on every network, as others reach it."""
+    for every in ("tcp://0.0.0.0:", "tcp://[::]:"):
+        address = address.replace(every, f"tcp://{node}:", 1)
+    return address
+
+
+def _kept_addresses(name: str) -> list[str]:
+    from ray.experimental import internal_kv
+
+    found = internal_kv._internal_kv_get(f"coordinator/{name}".encode(), namespace=_KV_NAMESPACE)  # noqa: SLF001
+    return msgspec.msgpack.decode(found or b"\x90", type=list[str])
+
+
+def _keep_addresses(name: str, addresses: Sequence[str]) -> None:
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(  # noqa: SLF001
+        f"coordinator/{name}".encode(), msgspec.msgpack.encode(list(addresses)), namespace=_KV_NAMESPACE
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,8 @@ def test_a_cluster_is_launched_changed_hurt_and_ended(head: RayHead, eventually:
         assert names(client).isdisjoint({"moody-1", "moody-2"})
         assert client.status().models[0].replicas == 3
         assert "ready" in head.launch("status")
-        assert head.launch("address").strip() == addresses.read_text().strip()
+        assert head.launch("address").strip() == addresses.read_text().split()[0]
+        assert addresses.stat().st_mode & 0o777 == 0o600
 
         assert asked_of_the_autoscaler(head) == [{"CPU": 0.1}] * 3
         before = names(client)

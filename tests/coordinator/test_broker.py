@@ -418,6 +418,32 @@ def test_a_deadline_needs_no_beat():
     scene.take(b"w", wire.CancelWork)
 
 
+def test_w_55_hello_on_another_connection_ends_the_earlier_one(scene):
+    """A link that tells no ends: what a client had under way is cancelled, what a worker had runs again elsewhere."""
+    worker, client = scene.worker(b"w"), scene.client(b"c")
+    scene.say(client, submit("r"), b"body")
+    first, _ = scene.take(worker, wire.Dispatch)
+    hello = wire.Hello(version=wire.WIRE_VERSION, role="client", name="c")
+    scene.say(client, hello)
+    assert scene.all(worker) == [], "the same connection: nothing has changed"
+    assert isinstance(scene.take(client, wire.Welcome)[0], wire.Welcome)
+    scene.say(client, msgspec.structs.replace(hello, connection=1))
+    assert isinstance(scene.take(client, wire.Welcome)[0], wire.Welcome)
+    assert scene.take(worker, wire.CancelWork)[0].request_id == "r"
+
+    scene.say(client, submit("r"), b"body")
+    second, _ = scene.take(worker, wire.Dispatch)
+    assert second.attempt > first.attempt
+    other = scene.worker(b"o")
+    scene.join(worker, "worker", connection=1)
+    third, _ = scene.take(other, wire.Dispatch)
+    assert third.attempt > second.attempt
+    scene.say(worker, wire.Outputs(outputs=[output(second)]), b"late")
+    assert scene.all(client) == []
+    scene.say(other, wire.Outputs(outputs=[output(third)]), b"answer")
+    assert scene.take(client, wire.Final)[1] == [b"answer"]
+
+
 def test_a_hung_worker_must_join_anew(scene):
     """A worker without progress is dismissed: the fleet hears it, and the worker that beats on is a stranger."""
     scene.join(b"f", "fleet")

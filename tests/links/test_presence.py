@@ -130,6 +130,15 @@ def test_what_concerns_the_owner_reaches_it(scene):
     assert message == (wire.Drain(), [b"body"])
 
 
+def test_w_55_hello_says_which_connection_it_begins(scene):
+    """Each connection that the link makes has the next number, from 0 on; asked for again on the same one, the same."""
+    said = [scene.presence.opening(100.0) for _ in range(3)]
+    scene.presence.greet(scene, 102.0)
+    hellos = [wire.decode(wire.TO_COORDINATOR, frame) for (frame,) in said] + scene.sent
+    assert [hello.connection for hello in hellos] == [0, 1, 2, 2]
+    assert {hello.name for hello in hellos} == {"w"}
+
+
 def test_a_hello_counts_once_nothing_can_get_before_it():
     """Who posts when so many have been said comes after the last of them: counted when it is queued, not before."""
     scene = Scene()

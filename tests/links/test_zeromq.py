@@ -49,6 +49,7 @@ def test_a_peer_may_have_a_limit_too(link, hub, make_peer):
     give_up = time.monotonic() + DEADLINE_S
     while True:  # cut off, it comes back under its name
         assert time.monotonic() < give_up, "the peer did not come back"
+        assert peer.receive() is None
         peer.send([b"small"])
         has_input(hub, 20)
         if (heard := hub.receive()) is not None:

@@ -237,6 +237,7 @@ class Worker(Process):
             requests=self.intake,
             memory=pool,
             leave=self.leave,
+            begin_anew=lambda: None,
         )
         pipeline = Length() if task is TASK else Chunks()
         self.intake.begin(pipeline, task)

@@ -428,7 +428,9 @@ def test_w_14_versions_must_be_equal():
 
 def test_w_15_hello_of_another_version_is_read():
     """HELLO of a later version can be read far enough to name its version, whatever it adds at its end."""
-    hello = wire.decode(wire.TO_COORDINATOR, msgpack.packb(["HELLO", 7, "client", "c", "h", 1, "", "", [], {"new": 1}]))
+    hello = wire.decode(
+        wire.TO_COORDINATOR, msgpack.packb(["HELLO", 7, "client", "c", "h", 1, "", "", [], 0, {"new": 1}])
+    )
     assert (hello.version, hello.role, hello.name) == (7, "client", "c")
 
 

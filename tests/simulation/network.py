@@ -146,8 +146,8 @@ class _Connection:
 class ZmqConnection(_Connection):
     """ZeroMQ: what a peer says while nobody listens waits, and nobody is told of an end.
 
-    Lost is with a process that dies what had not left it, and with a coordinator that dies what it had not read. Only
-    this host's own addresses are served, so connections do not break while both processes live; they may be held up.
+    Lost is with a process that dies what had not left it, and with a coordinator that dies what it had not read.
+    Connections break while both processes live, too, and are held up.
     """
 
     def __init__(self, *args):
@@ -178,6 +178,22 @@ class ZmqConnection(_Connection):
         self._reached = True
         self._adjust()
 
+    def begin_anew(self):
+        """The peer ends the connection, to make another."""
+        self.inbound.clear()
+        self._break()
+
+    def _break(self):
+        """Of what was under way some is lost; the hub is not told; the peer says its first word on the next one."""
+        self.network.counts["broken connections"] += 1
+        self.peer.struck = True
+        if self._reached and not self.partitioned:
+            self._lose_some_of(self.up)
+        else:
+            self.up.lose_last(len(self.up))
+        self._lose_some_of(self.down)
+        self.send(self.opening())
+
     def hub_went(self, *, killed):
         """It has ended. If it was killed, some of what it was sent is lost with it, and some of its own never left."""
         if self._reached and killed:
@@ -199,8 +215,11 @@ class ZmqConnection(_Connection):
         self.ended = True
 
     def disturb(self):
-        """Nothing: see the class."""
-        return False
+        """The connection breaks, which the peer alone sees."""
+        if self.peer.frozen:
+            return False
+        self._break()
+        return True
 
     def cut_off(self):
         """The hub refuses to send, and no more."""
@@ -311,6 +330,10 @@ class UnixConnection(_Connection):
         self._break()
         self.down.lose_first(len(self.down))
         self._waiting.clear()
+
+    def begin_anew(self):
+        """The peer ends the connection, to make another."""
+        self._break()
 
     def disturb(self):
         """The socket breaks by itself, or by a rule that somebody broke."""

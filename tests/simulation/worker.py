@@ -61,6 +61,7 @@ class Worker(Peer):
             requests=self.intake,
             memory=self.pool,
             leave=self._leave,
+            begin_anew=self._begin_anew,
         )
         self.pipeline = None
         self.engine = None
@@ -170,6 +171,9 @@ class Worker(Peer):
         self._nudge()
         if self.engine is None:
             self.soon(self.leave)
+
+    def _begin_anew(self):
+        self.connection.begin_anew()
 
     def drain_soon(self):
         """SIGTERM."""

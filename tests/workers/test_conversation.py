@@ -39,7 +39,13 @@ class Scene:
         self.left = 0
         self.holds = {}
         self.conversation = Conversation(
-            name="w", settings=SETTINGS, post=self.post, requests=self, memory=self, leave=self.leave
+            name="w",
+            settings=SETTINGS,
+            post=self.post,
+            requests=self,
+            memory=self,
+            leave=self.leave,
+            begin_anew=self.begin_anew,
         )
 
     def post(self, message, body=()):
@@ -47,6 +53,9 @@ class Scene:
 
     def leave(self):
         self.left += 1
+
+    def begin_anew(self):
+        self.told.append(("begin anew",))
 
     def take(self, message, body):
         self.told.append(("take", message.request_id, body))
@@ -251,8 +260,37 @@ def test_another_version_is_the_end(known):
     assert (known.left, known.conversation.exit_code) == (1, EXIT_REFUSED)
 
 
+def test_who_hears_nothing_for_long_fences_itself(known):
+    """About when the coordinator gives it up it stops all it holds, says nothing of it, and joins anew; once.
+
+    Welcome again, it tells what still runs and was stopped, and is heard again.
+    """
+    known.holds = {("a", 1): Held(), ("b", 2): Held(sent=1)}
+    known.conversation.beat(9.0, 100.0)
+    assert known.told == []
+    for silent_s in (10.0, 11.0):
+        known.conversation.beat(silent_s, 90.0 + silent_s)
+    assert known.told == [("cancel", ("a", 1)), ("cancel", ("b", 2)), ("begin anew",)]
+    known.conversation.reject(("a", 1), errors.RequestCancelled("cancelled before it ran"))
+    loan = types.SimpleNamespace(generation=7)
+    known.conversation.send([(wire.Output(request_id="b", attempt=2, seq=1, done=True), [], [loan])])
+    assert (known.messages(), known.lent, known.left) == ([], [], 0)
+    known.holds = {("b", 2): Held(sent=1, cancelled=True)}
+    known.conversation.welcomed(WELCOME)
+    (ready,) = known.messages()
+    assert [(work.request_id, work.cancelled) for work in ready.running] == [("b", True)]
+    known.conversation.reject(("b", 2), errors.RequestCancelled("cancelled"))
+    assert isinstance(known.messages()[0], wire.Outputs)
+
+
+def test_who_was_never_welcome_has_nothing_to_fence(scene):
+    """A worker whose coordinator is just coming up waits for it."""
+    scene.conversation.beat(29.0, 100.0)
+    assert (scene.told, scene.conversation.fenced) == ([], False)
+
+
 def test_alone_for_too_long_is_the_end(known):
-    """A worker that has not heard a coordinator for `orphan_s` fences itself, once."""
+    """A worker that has not heard a coordinator for `orphan_s` ends, once."""
     known.conversation.beat(30.0, 100.0)
     assert known.left == 0
     for _ in range(2):
