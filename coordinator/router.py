@@ -207,7 +207,7 @@ class Router:
         """Where nobody waits and a worker is free, a newcomer need not queue: the same outcome by a shorter way."""
         if model.waiting or request.deadline <= self._at:
             return False
-        name = model.free_workers.least(request.host)
+        name = _choose(model, request)
         if name is None:
             return False
         model.queued_bytes += request.weight_bytes
@@ -260,7 +260,7 @@ class Router:
             if request.deadline <= self._at:
                 self._expire(request)
                 continue
-            name = model.free_workers.least(request.host)
+            name = _choose(model, request)
             assert name is not None, "there was a free worker a moment ago"
             self._start(model, request, self.workers[name])
 
@@ -759,6 +759,13 @@ class Router:
         timed = sum(request.deadline < math.inf for request in self.requests.values())
         assert len(self._deadlines) == timed, f"{len(self._deadlines)} deadlines for {timed} requests"
         assert len(self._stories) == len(self.requests), "the live stories are not those of the live requests"
+
+
+def _choose(model: Model, request: Request) -> str | None:
+    """The free worker for a request: the least loaded, or one where its arrays lie if that costs less than to move."""
+    if not request.host:
+        return model.free_workers.least()
+    return model.free_workers.near(request.host, model.worth(request.shared_bytes))
 
 
 def _discard(event: ev.OutputArrived) -> ev.SendDiscard:

@@ -33,6 +33,8 @@ _RETRY_S = 0.2
 #: So often the keeper looks for nodes, and for porters that are gone for good; and a porter for its own entry.
 _LOOK_S = 1.0
 _LOOK_CLOSELY_S = 5.0
+#: Porters of other hosts remembered; beyond, all are looked up again.
+_MAX_ACTORS = 1024
 #: How long porters may take to leave.
 _STOP_S = 3.0
 
@@ -103,6 +105,8 @@ class RayCarrier:
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
+        #: The porters asked lately, by host: to look one up costs two questions to the head node.
+        self._actors: dict[str, Any] = {}
 
     def put(self, data: Bytes) -> Any:
         """Take a copy; it lives as long as its reference, and no longer than this process."""
@@ -122,6 +126,7 @@ class RayCarrier:
                 cause = error.cause
                 raise cause if isinstance(cause, TensoryardError) else _unreached(parcel, error) from error
             except (ray.exceptions.RayError, ValueError) as error:
+                self._actors.pop(parcel.handle.host, None)
                 if isinstance(error, ray.exceptions.GetTimeoutError) or time.monotonic() > give_up:
                     raise _unreached(parcel, error) from error
                 time.sleep(_RETRY_S)
@@ -143,10 +148,15 @@ class RayCarrier:
         """The porter of a host. OutOfReach when none has ever said that it is there, ValueError when it is gone."""
         import ray
 
-        name = _kv().get(_key(self._cluster, host))
-        if name is None:
-            raise OutOfReach(f"host {host} has no porter")
-        return ray.get_actor(name.decode(), namespace=namespace_of(self._cluster))
+        actor = self._actors.get(host)
+        if actor is None:
+            name = _kv().get(_key(self._cluster, host))
+            if name is None:
+                raise OutOfReach(f"host {host} has no porter")
+            if len(self._actors) >= _MAX_ACTORS:
+                self._actors.clear()
+            actor = self._actors[host] = ray.get_actor(name.decode(), namespace=namespace_of(self._cluster))
+        return actor
 
 
 def _unreached(parcel: Parcel, error: Exception) -> OutOfReach:

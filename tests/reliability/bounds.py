@@ -457,11 +457,15 @@ PORTER = [
         tests=("tests/workers/test_porter.py::test_beyond_the_bound_nobody_is_let_in",),
     ),
     Bound(
-        what="porters, and the hosts whose bytes they count",
+        what="porters, and the hosts that each knows and counts",
         bound=f"one a node; {number(porter._MAX_HOSTS)} hosts",
-        rule="a node that is gone loses its porter; further hosts are counted together",
+        rule="a node that is gone loses its porter; further hosts are counted together, and all looked up again",
         seen="`fetched_bytes` of a porter's report",
-        holds=("workers/ray_porter.py:PorterKeeper._actors", "workers/porter.py:Counters.fetched_bytes"),
+        holds=(
+            "workers/ray_porter.py:PorterKeeper._actors",
+            "workers/ray_porter.py:RayCarrier._actors",
+            "workers/porter.py:Counters.fetched_bytes",
+        ),
         tests=("tests/workers/test_porter.py::test_hosts_beyond_the_bound_are_counted_together",),
     ),
 ]
