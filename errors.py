@@ -27,6 +27,7 @@ TensoryardError
 │   ├── StaleHandle
 │   ├── ForgedHandle
 │   └── SegmentGone             the process that owned the memory has ended
+│       └── OutOfReach          it lies on another host, and no porter brings it
 └── ProtocolError
     ├── DecodeError             also a ValueError
     ├── VersionMismatch
@@ -246,6 +247,12 @@ class SegmentGone(MemoryProblem):
 
     code = "segment_gone"
     retryable = True
+
+
+class OutOfReach(SegmentGone):
+    """The memory lies on another host, and nobody can bring it here: its arrays have to travel in messages."""
+
+    code = "out_of_reach"
 
 
 class ProtocolError(TensoryardError):

@@ -23,13 +23,15 @@ from ..links import Frames, Session
 from ..links.address import public
 from ..links.calibration import thresholds_of
 from ..proto import wire
-from ..proto.codec import Encoded, decode_body, encode_body
+from ..proto.codec import Encoded, as_buffers, decode_body, encode_body
 from ..proto.outputs import model_of, task_of, task_types
 from ..proto.request import RequestID
 from ..settings import Settings
-from ..shm import Loan, Pool, Reader, host_name
+from ..shm import Courier, Loan, Pool, Reader, SharedMemoryArray
+from .abroad import Abroad
 from .alarm import Alarm
 from .conversation import Conversation
+from .fetching import Fetching
 from .pending import Pending
 from .ray_address import RAY_SCHEME, address_from_ray, unreached
 from .reading import Reading
@@ -75,7 +77,11 @@ class Connection:
         self._thresholds = thresholds_of(settings)
         self.address = resolve_address(address)
         self._asked_for = address or os.environ.get("TENSORYARD_ADDRESS")
-        self._reader = Reader()
+        self._courier = Courier()
+        #: This host has a porter, as last seen: who asks the system for it each time pays more than for the request.
+        self._has_porter = False
+        self._reader = Reader(courier=self._courier)
+        self._fetching = Fetching(lambda body, type_: decode_body(body, type_, resolve=self._reader.claim))
         self._pool: Pool | None = None
         self._pool_lock = threading.Lock()
         self._changed = threading.Event()
@@ -92,7 +98,7 @@ class Connection:
             decoder=wire.TO_CLIENT,
             callbacks=self,
             settings=settings,
-            watch={self._alarm.fd: self._on_alarm},
+            watch={self._alarm.fd: self._on_alarm, self._fetching.fd: self._on_fetched},
         )
         self._conversation = Conversation(
             address=self.address,
@@ -102,6 +108,8 @@ class Connection:
             wake=self._alarm.set,
             chance=random.random,
             first_submission=1 + secrets.randbits(_SUBMISSION_BITS),
+            fetch=self._fetching.fetch,
+            as_buffers=self._as_buffers,
         )
 
     def open(self, timeout_s: float) -> None:
@@ -133,6 +141,7 @@ class Connection:
         self._session.close()
         self._conversation.ended()
         self._alarm.close()
+        self._fetching.close()
         self._reader.close()
         if self._pool is not None:
             self._pool.close()
@@ -193,12 +202,12 @@ class Connection:
         if wish.refusal is not None:
             return self._refused(wish.request.request_id, wish.refusal)
         key = str(wish.request.request_id)
-        local = welcome.host == self._reader.host
+        by_handle = self._by_handle(welcome, wish)
         body = encode_body(
             wish.request,
-            place=(lambda array: self._place(array, key)) if local else None,
-            out_of_band=not local,
-            threshold_bytes=self._thresholds.handle_bytes if local else self._thresholds.out_of_band_bytes,
+            place=(lambda array: self._place(array, key)) if by_handle else None,
+            out_of_band=not by_handle,
+            threshold_bytes=self._thresholds.handle_bytes if by_handle else self._thresholds.out_of_band_bytes,
         )
         try:
             self._check_size(body.frames, body.socket_bytes, welcome, key)
@@ -211,8 +220,20 @@ class Connection:
             raise
         return entry.reply
 
+    def _by_handle(self, welcome: wire.Welcome, wish: Wish) -> bool:
+        """Whether workers are likely to reach our memory: those on this host, or all where there are porters."""
+        if not self._has_porter and welcome.host != self._reader.host:
+            return False
+        return not self._conversation.unreached.knows(model_of(wish.request), monotonic())
+
+    def _as_buffers(self, body: Encoded) -> Encoded:
+        """A body with its arrays along, read from our memory. Raises MessageTooLarge, and what the pool raises."""
+        carried = as_buffers(body, self.pool.view)
+        self._check_size(carried.frames, carried.socket_bytes, self.require_open(), None)
+        return carried
+
     def _entry(self, wish: Wish, body: Encoded) -> Pending:
-        submit = _submit_message(wish, body.shared_bytes, self.settings)
+        submit = self._submit_message(wish, body)
         window = Reading(parts=submit.window_parts, size_bytes=submit.window_bytes)
         now = monotonic()
         return Pending(
@@ -247,7 +268,25 @@ class Connection:
         self._session.flush()  # room may have to be waited for, and what was gathered may make it
         return self.pool.place(array, timeout_s=self.settings.allocate_timeout_s, tag=tag), True
 
-    def _check_size(self, frames: Frames, size: int, welcome: wire.Welcome, key: str) -> None:
+    def _submit_message(self, wish: Wish, body: Encoded) -> wire.Submit:
+        uses: list[wire.Use] = []
+        if body.loans and self._has_porter:
+            uses = [wire.Use(generation=loan.generation, number=loan.use) for loan in body.loans]
+        return wire.Submit(
+            request_id=str(wish.request.request_id),
+            task=wish.task.value,
+            model=model_of(wish.request),
+            priority=wish.priority,
+            deadline_s=wish.left_s(),
+            host=self._reader.host if body.shared_bytes else "",
+            shared_bytes=body.shared_bytes,
+            window_parts=self.settings.stream_window_parts,
+            window_bytes=self.settings.stream_window_bytes,
+            porter=self._has_porter,
+            uses=uses,
+        )
+
+    def _check_size(self, frames: Frames, size: int, welcome: wire.Welcome, key: str | None) -> None:
         largest = max(memoryview(frame).nbytes for frame in frames)
         if largest > welcome.max_frame_bytes or size > welcome.max_message_bytes or len(frames) >= wire.MAX_FRAMES:
             raise errors.MessageTooLarge(
@@ -300,6 +339,8 @@ class Connection:
 
     def on_welcome(self, welcome: wire.Welcome) -> None:
         """Known to a coordinator."""
+        self._courier.serve(welcome.cluster)
+        self._has_porter = self._courier.is_there
         self._conversation.welcomed(welcome, monotonic(), self._session.hellos)
         self._changed.set()
 
@@ -312,6 +353,7 @@ class Connection:
     def on_beat(self, silent_s: float) -> wire.Heartbeat:
         """Once a heartbeat: unmap what is gone, give up on a coordinator that does not come back."""
         self._reader.housekeep()
+        self._has_porter = self._courier.is_there
         self._conversation.beat(silent_s, monotonic())
         return wire.Heartbeat()
 
@@ -319,6 +361,11 @@ class Connection:
         """Requests that slept are to be tried again."""
         self._alarm.clear()
         self._conversation.due(monotonic(), self._session.silent_s)
+
+    def _on_fetched(self) -> None:
+        """Outputs have been read aside."""
+        for request_id, output in self._fetching.take():
+            self._conversation.fetched(request_id, output, monotonic())
 
     def on_failure(self, error: Exception) -> None:
         """Our own thread ended."""
@@ -333,7 +380,13 @@ class Connection:
         self._conversation.message(message, body, monotonic())
 
     def _decode(self, body: Frames, type_: Any) -> Any:
-        return decode_body(body, type_, resolve=self._reader.claim)
+        return decode_body(body, type_, resolve=self._claim)
+
+    def _claim(self, handle: SharedMemoryArray) -> Any:
+        """What lies on this host is read at once; what one output names lies on one host."""
+        if handle.host != self._reader.host and self._has_porter:
+            raise Abroad
+        return self._reader.claim(handle)
 
 
 def _task_of(request: Any) -> Any:
@@ -354,17 +407,3 @@ def _checked(deadline_s: Any, priority: Any) -> tuple[float | None, int]:
 
 def _is_number(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _submit_message(wish: Wish, shared_bytes: int, settings: Settings) -> wire.Submit:
-    return wire.Submit(
-        request_id=str(wish.request.request_id),
-        task=wish.task.value,
-        model=model_of(wish.request),
-        priority=wish.priority,
-        deadline_s=wish.left_s(),
-        host=host_name() if shared_bytes else "",
-        shared_bytes=shared_bytes,
-        window_parts=settings.stream_window_parts,
-        window_bytes=settings.stream_window_bytes,
-    )

@@ -16,6 +16,8 @@ import msgspec
 from .. import errors
 from ..logs import logger
 from ..proto import wire
+from ..proto.codec import Encoded
+from .abroad import Abroad, Letter, Parked, Unreached
 from .gate import Gate
 from .pending import Pending, PendingTable, frames_of
 from .retry import Sleepers, is_refusal
@@ -28,8 +30,11 @@ _MAX_RESENDS = 3
 _MAX_QUERIES = 256
 _LOST_MEMORY = (errors.StaleHandle, errors.SegmentGone)
 
-#: Reads an output of a type from its frames, and takes over the lease of its memory, which ends with the value.
+#: Reads an output of a type from its frames, and takes over the lease of its memory, which ends with the value. Raises
+#: Abroad for one that takes a while.
 Decode = Callable[[wire.Frames, Any], Any]
+#: Reads it aside: `fetched` is to be told of the request's RequestID, and of the output or why it cannot be read.
+Fetch = Callable[[str, wire.Frames, Any], None]
 
 
 class Post(Protocol):
@@ -54,6 +59,8 @@ class Conversation:
 
     Requests that are to be tried again sleep until `due` is called; `wake` is told when that should be, `chance` gives
     numbers from 0 to 1. Submissions are numbered from `first_submission` on, which no other client should use.
+
+    `as_buffers` makes of a body that names shared memory one that carries its arrays along.
     """
 
     def __init__(
@@ -66,7 +73,13 @@ class Conversation:
         wake: Callable[[float], None] = lambda _at: None,
         chance: Callable[[], float] = lambda: 1.0,
         first_submission: int = 1,
+        fetch: Fetch = lambda _request_id, _body, _type: None,
+        as_buffers: Callable[[Encoded], Encoded] = lambda body: body,
     ) -> None:
+        self._fetch = fetch
+        self._as_buffers = as_buffers
+        self.parked = Parked()
+        self.unreached = Unreached()
         self.pending = PendingTable()
         self.queries: dict[int, Query] = {}
         #: The last greeting of a coordinator; None before the first.
@@ -175,6 +188,7 @@ class Conversation:
     def ended(self) -> None:
         """The session of a closed client is over: what is under way is cancelled."""
         self.pending.fail_all(errors.RequestCancelled, "its client was closed")
+        self.parked.clear()
         self._end_queries()
 
     def failed(self, error: Exception) -> None:
@@ -293,19 +307,38 @@ class Conversation:
 
     def _on_output(self, message: wire.Partial | wire.Final, body: wire.Frames, at: float) -> None:
         """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""
+        if len(self.parked) and self.parked.waits(message.request_id, (message, body)):
+            return
+        entry = self._meant(message)
+        try:
+            output = self._decode(body, entry.output_type if entry else Any)
+        except Abroad:
+            if entry is not None:
+                self.parked.park(message.request_id, (message, body))
+                self._fetch(message.request_id, body, entry.output_type)
+            return
+        except Exception as error:
+            output = error
+        self._take(message, body, output, at)
+
+    def fetched(self, request_id: str, output: Any, at: float) -> None:
+        """An output has been read aside, or cannot be (an exception): it comes now, and what waited behind it."""
+        letters = self.parked.fetched(request_id)
+        if letters:
+            self._take(*_of_output(letters.popleft()), output, self._latest(at))
+        for message, body in letters:
+            self.message(message, body, at)
+
+    def _take(self, message: wire.Partial | wire.Final, body: wire.Frames, output: Any, at: float) -> None:
+        """An output that has been read, or why it cannot be."""
         entry = self._meant(message)
         if entry is not None and message.seq == 0:
             entry.restarting = False
-        wanted = entry is not None and not entry.restarting
-        try:
-            output = self._decode(body, entry.output_type if entry else Any)
-        except Exception as error:
-            if entry is not None and wanted:
-                self._on_unreadable(entry, message, error, at)
+        if entry is None or entry.restarting:
             return
-        if entry is None or not wanted:
-            return
-        if message.seq == entry.received:
+        if isinstance(output, Exception):
+            self._on_unreadable(entry, message, output, at)
+        elif message.seq == entry.received:
             self._deliver(entry, message, output, body, at)
         elif message.seq > entry.received:
             gap = f"part {message.seq} came where part {entry.received} was due"
@@ -314,6 +347,8 @@ class Conversation:
     def _on_unreadable(self, entry: Pending, message: wire.Partial | wire.Final, error: Exception, at: float) -> None:
         """Its memory is lost, and to run it again may help; or it is not what it should be, and this request fails."""
         if isinstance(error, _LOST_MEMORY):
+            if isinstance(error, errors.OutOfReach):
+                entry.submit = msgspec.structs.replace(entry.submit, porter=False)
             self._resend(entry, error, at)
             return
         if not isinstance(error, errors.TensoryardError):
@@ -403,7 +438,22 @@ class Conversation:
             return None
         return entry
 
+    def _carry(self, entry: Pending, text: str, at: float) -> None:
+        """Its worker cannot reach our memory: its arrays go in the message now, and those of others for a while."""
+        self.unreached.note(entry.submit.model, at)
+        try:
+            body = self._as_buffers(entry.body)
+        except errors.TensoryardError as error:
+            self._end(entry, error)
+            return
+        entry.note(at, f"sent again with its arrays in the message: {text}")
+        self.pending.change_body(entry, body)
+        entry.submit = msgspec.structs.replace(entry.submit, host="", shared_bytes=0, uses=[])
+        self._send_again(entry, at)
+
     def _on_error(self, message: wire.Error, at: float) -> None:
+        if len(self.parked) and self.parked.waits(message.request_id, (message, [])):
+            return
         entry = self._meant(message)
         if entry is None:
             return
@@ -412,6 +462,9 @@ class Conversation:
         if entry.asleep or (entry.restarting and not entry.cancelled and message.code == errors.RequestCancelled.code):
             return  # of a try that is over: the answer to our own CANCEL in `_resend`
         entry.restarting = False
+        if message.code == errors.OutOfReach.code and entry.body.shared_bytes and not entry.cancelled:
+            self._carry(entry, message.text, at)
+            return
         error = errors.from_wire(
             message.code,
             message.text,
@@ -420,6 +473,12 @@ class Conversation:
             outcome=message.outcome,
         )
         self._fail(entry, error, at)
+
+
+def _of_output(letter: Letter) -> tuple[wire.Partial | wire.Final, wire.Frames]:
+    message, body = letter
+    assert not isinstance(message, wire.Error), "only outputs are fetched"
+    return message, body
 
 
 def _after(tries: int, error: errors.TensoryardError) -> errors.TensoryardError:

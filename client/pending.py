@@ -149,6 +149,15 @@ class PendingTable:
             entry.body.release()
         return entry
 
+    def change_body(self, entry: Pending, body: Encoded) -> None:
+        """Its arrays go another way from now on; what they took in shared memory is given back."""
+        with self._lock:
+            before, live = entry.body, self._entries.get(entry.submit.request_id) is entry
+            self.size_bytes -= _size_of(entry) if live else 0
+            entry.body, entry.sent_bytes = body, 0
+            self.size_bytes += _size_of(entry) if live else 0
+        before.release()
+
     def sleep(self, request_id: str) -> bool:
         """Let a request sleep; False when it has ended, or was cancelled, meanwhile."""
         with self._lock:

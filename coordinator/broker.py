@@ -73,6 +73,8 @@ class Broker:
         self.bodies = self._dispatcher.bodies
         #: A shutdown that a client asked for is complete.
         self.finished = False
+        #: Bytes of bodies, of requests and of outputs, that came through here.
+        self.carried_bytes = 0
         self._started = at
         self._next_beat = at
         #: Until the fleet has spoken; None from then on.
@@ -172,7 +174,8 @@ class Broker:
 
     # -- messages in --------------------------------------------------------------------------------------------------
 
-    def _check_size(self, message: wire.ToCoordinator, frames: wire.Frames) -> None:
+    def _check_size(self, message: wire.ToCoordinator, frames: wire.Frames) -> int:
+        """Bytes of a message that is not too large."""
         size = translation.size_of(frames)
         if size > self.settings.max_message_bytes or len(frames) > wire.MAX_FRAMES:
             raise errors.MessageTooLarge(
@@ -180,6 +183,7 @@ class Broker:
                 f"{self.settings.max_message_bytes} bytes (max_message_bytes) and {wire.MAX_FRAMES} frames",
                 request_id=message.request_id if isinstance(message, wire.Submit) else None,
             )
+        return size
 
     def _complain(self, identity: bytes, error: errors.TensoryardError, submission: int) -> None:
         complaints = self.roster.complain(identity)
@@ -265,6 +269,7 @@ class Broker:
             max_in_flight=self.settings.max_in_flight,
             features=wire.FEATURES,
             max_in_flight_bytes=self.settings.max_in_flight_bytes,
+            cluster=self.name,
         )
         self._send(peer.identity, welcome)
 
@@ -289,7 +294,7 @@ class Broker:
     def _serve_request(self, peer: Peer, message: _OfRequest, body: wire.Frames, at: float) -> None:
         match message:
             case wire.Submit():
-                self._dispatcher.submit(peer.name, message, body, at)
+                self.carried_bytes += self._dispatcher.submit(peer.name, message, body, at)
             case wire.Cancel(request_id=request_id):
                 self._handle(ev.CancelAsked(at=at, client=peer.name, request_id=request_id))
             case wire.Consumed(request_id=request_id, parts=parts):
@@ -337,7 +342,7 @@ class Broker:
         """Split what one step produced. Where that is impossible, each of its requests still gets an answer."""
         outputs = message.outputs
         try:
-            self._check_size(message, [b"", *body])
+            self.carried_bytes += self._check_size(message, [b"", *body])
             parts = wire.split_frames(outputs, body)
         except errors.TensoryardError as error:
             log.warning("outputs of worker %s cannot be passed on: %s", peer.name, error.text)
@@ -459,6 +464,7 @@ class Broker:
             models=model_statuses(self.router, self.roster, at),
             kept_bytes=self.router.kept_bytes,
             waiting_for_fleet=sum(map(len, self._rooms())),
+            carried_bytes=self.carried_bytes,
         )
 
     def check_invariants(self) -> None:

@@ -55,11 +55,13 @@ class Dispatcher:
             raise RuntimeError("a decision of the router failed") from error
         self._handling = False
 
-    def submit(self, client: str, message: wire.Submit, body: wire.Frames, at: float) -> None:
-        """A request has come."""
+    def submit(self, client: str, message: wire.Submit, body: wire.Frames, at: float) -> int:
+        """A request has come; returns the bytes of its body."""
         if not self.router.knows(client, message.request_id, message.submission):
             self.bodies[message.request_id] = body
-        self.handle(translation.request_arrived(client, message, body, at))
+        arrived = translation.request_arrived(client, message, body, at)
+        self.handle(arrived)
+        return arrived.body_bytes
 
     def answer(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> None:
         """One output has come."""
@@ -118,7 +120,7 @@ class Dispatcher:
                 output, frames = self._output
                 self._pass_on(effect.client, translation.output_message(effect, output.ledger), frames)
             case ev.SendRequest():
-                self._to("worker", effect.worker, translation.request_message(effect), self.bodies[effect.request_id])
+                self._send_request(effect)
             case ev.ForgetBody():
                 self.bodies.pop(effect.request_id, None)
             case ev.SendError():
@@ -145,6 +147,21 @@ class Dispatcher:
         else:
             body = [msgspec.msgpack.encode(translation.adapter_answer(effect))]
             self._to("client", effect.client, wire.Report(query=effect.query), body)
+
+    def _send_request(self, effect: ev.SendRequest) -> None:
+        """A request leaves; a worker on another host than its client is told how arrays get from one to the other."""
+        worker = self.roster.named("worker", effect.worker)
+        if worker is None:
+            return
+        request = self.router.requests[effect.request_id]
+        client = self.roster.named("client", request.client)
+        if client is None or client.host == worker.host:
+            message = translation.request_message(effect)
+        else:
+            message = translation.request_message(
+                effect, reader_host=client.host, porter=request.porter, uses=request.uses
+            )
+        self.send(worker.identity, message, self.bodies[effect.request_id])
 
     def _dismiss_hung(self, effect: ev.NotifyFleet, at: float) -> None:
         """A worker that hung and comes to itself again must join anew: the router has forgotten it."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ..proto import wire
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Base of events. `at`: monotonic seconds, never going back."""
@@ -32,6 +34,9 @@ class RequestArrived(Event, frozen=True):
     window_bytes: int = 0
     consumed: int = 0
     submission: int = 0
+    #: How its arrays can be brought to other hosts; see `wire.Submit`.
+    porter: bool = False
+    uses: list[wire.Use] = []
 
 
 class CancelAsked(Event, frozen=True):

@@ -232,7 +232,15 @@ class LeastLoaded:
             if not members:
                 del self._groups[group]
 
-    def least(self, group: str = "") -> str | None:
-        """The least loaded key of a group, else of all; None when there is none."""
+    def near(self, group: str, worth: float) -> str | None:
+        """The least loaded key of a group, unless one outside of it has less load by more than `worth`."""
         members = self._groups.get(group)
-        return members.first() if members else self._all.first()
+        if not members or len(members) == len(self._all):
+            return self._all.first()
+        if members.first_rank() - self._all.first_rank() > worth:
+            return self._all.first()
+        return members.first()
+
+    def least(self) -> str | None:
+        """The least loaded key of all; None when there is none."""
+        return self._all.first()

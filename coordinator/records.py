@@ -11,6 +11,7 @@ from enum import Enum
 
 import msgspec
 
+from ..proto import wire
 from ..proto.lora import LoRAStatus
 from . import events as ev
 from .queues import LeastLoaded, RequestQueue
@@ -31,6 +32,11 @@ class Limits:
 #: A refusal names no time outside these bounds: sooner is not worth a message, later is a guess.
 _MIN_RETRY_S = 0.01
 _MAX_RETRY_S = 60.0
+#: What it takes to bring an array to another host, measured between porters (decision 0037), and the least that a
+#: request is taken to take.
+_MOVE_S = 0.015
+_MOVE_BYTES_PER_S = 500 << 20
+_SHORTEST_S = 1e-4
 #: Where no worker serves yet, nobody knows.
 _NO_WORKER_S = 1.0
 
@@ -100,9 +106,17 @@ class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
     consumed: int = 0
     #: The adapter of its model that it runs with; "" for none.
     adapter: str = ""
+    #: How its arrays can be brought to other hosts; see `wire.Submit`.
+    porter: bool = False
+    uses: list[wire.Use] = []
     started: float = 0.0
     #: Its story, of which `story.py` keeps the books.
     lines: Lines = msgspec.field(default_factory=list)
+
+    @property
+    def shared_bytes(self) -> int:
+        """What it has in shared memory."""
+        return self.weight_bytes - self.body_bytes
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -220,9 +234,13 @@ class Model:
         return [*self.suspects, *apart, *self.queue.waiting()]
 
     def least(self, request: Request) -> str | None:
-        """The free worker for a request; None when there is none that could run it."""
+        """The free worker for a request: the least loaded, or one where its arrays lie if that costs less than to move.
+
+        None when none is free that could run it.
+        """
         lane = self.lanes.get(request.adapter) if request.adapter else None
-        return (self.free_workers if lane is None else lane.free).least(request.host)
+        free = self.free_workers if lane is None else lane.free
+        return free.near(request.host, self.worth(request.shared_bytes)) if request.host else free.least()
 
     def can_run(self, worker: str, request: Request) -> bool:
         """Whether a worker of the model has what the request needs."""
@@ -252,6 +270,13 @@ class Model:
         """The most live requests at once since this was last asked."""
         peak, self.peak = self.peak, self.live
         return peak
+
+    def worth(self, moved_bytes: int) -> float:
+        """What it is worth to leave so many bytes where they are, as a difference of load between two workers.
+
+        A full worker keeps a newcomer waiting for about as long as a request takes; moving bytes takes its own time.
+        """
+        return (_MOVE_S + moved_bytes / _MOVE_BYTES_PER_S) / max(self.mean_s, _SHORTEST_S)
 
     def learn(self, took_s: float) -> None:
         """Enter one request's time on a worker."""

@@ -210,6 +210,8 @@ class Router:
             window_bytes=event.window_bytes,
             consumed=event.consumed,
             submission=event.submission,
+            porter=event.porter,
+            uses=event.uses,
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
@@ -302,7 +304,7 @@ class Router:
             if request.deadline <= self._at:
                 self._expire(request)
             else:
-                self._start(model, request, self.workers[lane.free.least(request.host) or name])
+                self._start(model, request, self.workers[model.least(request) or name])
 
     def _dispatch_suspects(self, model: Model) -> None:
         """Run requests that were lost with a worker apart from the others, so that a poisonous one harms none of them.

@@ -44,6 +44,8 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         window_bytes=message.window_bytes,
         consumed=message.consumed,
         submission=message.submission,
+        porter=message.porter,
+        uses=message.uses,
     )
 
 
@@ -117,8 +119,10 @@ def deployments_changed(message: wire.Deployments, at: float) -> ev.DeploymentsC
 # -- effects to messages ----------------------------------------------------------------------------------------------
 
 
-def request_message(effect: ev.SendRequest) -> wire.Dispatch:
-    """REQUEST."""
+def request_message(
+    effect: ev.SendRequest, *, reader_host: str = "", porter: bool = False, uses: list[wire.Use] | None = None
+) -> wire.Dispatch:
+    """REQUEST. The rest is said to a worker on another host than the client's: see `wire.Dispatch`."""
     return wire.Dispatch(
         request_id=effect.request_id,
         attempt=effect.attempt,
@@ -128,6 +132,9 @@ def request_message(effect: ev.SendRequest) -> wire.Dispatch:
         consumed=effect.consumed,
         submission=effect.submission,
         adapter=effect.adapter,
+        reader_host=reader_host,
+        porter=porter,
+        uses=uses or [],
     )
 
 

@@ -19,6 +19,7 @@ from ..links.address import new_keys
 from ..proto.deployment import Deployment
 from ..settings import Settings
 from ..workers.fleet import Expectation
+from ..workers.ray_porter import end_porters, namespace_of, porters
 from ..workers.ray_runtime import (
     COORDINATOR,
     FLEET,
@@ -26,7 +27,6 @@ from ..workers.ray_runtime import (
     CoordinatorOrder,
     FleetActor,
     FleetOrder,
-    namespace_of,
 )
 
 _STOP_TIMEOUT_S = 10.0
@@ -40,7 +40,8 @@ _HEAD = {"node:__internal_head__": 0.001}
 class RayCluster:
     """Coordinator and fleet of one cluster, by their actors."""
 
-    def __init__(self, coordinator: Any, fleet: Any, addresses: Sequence[str], settings: Settings) -> None:
+    def __init__(self, name: str, coordinator: Any, fleet: Any, addresses: Sequence[str], settings: Settings) -> None:
+        self.name = name
         self.coordinator = coordinator
         self.fleet = fleet
         self.addresses = list(addresses)
@@ -88,12 +89,13 @@ class RayCluster:
         self.kill()
 
     def kill(self) -> None:
-        """End both actors at once, and the workers with the fleet."""
+        """End both actors at once, the workers with the fleet, and the porters."""
         import ray
 
         for actor in (self.fleet, self.coordinator):
             if actor is not None:
                 ray.kill(actor)
+        end_porters(self.name)
 
 
 def make(
@@ -128,7 +130,7 @@ def make(
         asks_for_nodes=asks_for_nodes,
     )
     fleet = _actor(FleetActor, FLEET, name, detached=detached).remote(fleet_order)
-    return RayCluster(coordinator, fleet, addresses, settings)
+    return RayCluster(name, coordinator, fleet, addresses, settings)
 
 
 def _actor(kind: type, role: str, name: str, *, detached: bool) -> Any:
@@ -158,7 +160,7 @@ def find(name: str, settings: Settings) -> RayCluster | None:
         return None
     except (ray.exceptions.RayError, TimeoutError) as error:
         raise NotConnected(f"the coordinator of cluster {name!r} does not answer: {_last_line(error)}") from error
-    return RayCluster(actors[0], actors[1], addresses, settings)
+    return RayCluster(name, actors[0], actors[1], addresses, settings)
 
 
 def _named(role: str, name: str) -> Any:
@@ -217,7 +219,7 @@ def _environment() -> dict[str, Any]:
 
 def wait_gone(name: str, give_up: float) -> bool:
     """Wait until no actor of a cluster is left; whether that came true. `give_up` in monotonic seconds."""
-    while any(_named(role, name) is not None for role in (COORDINATOR, FLEET)):
+    while any(_named(role, name) is not None for role in (COORDINATOR, FLEET)) or porters(name):
         if time.monotonic() > give_up:
             return False
         time.sleep(_POLL_S)

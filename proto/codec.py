@@ -113,6 +113,31 @@ def encode_body(
     return encoding.result
 
 
+def as_buffers(encoded: Encoded, view: Callable[[Loan], npt.NDArray[Any]]) -> Encoded:
+    """The same body with its shared arrays as buffers, for a receiver that cannot reach them; `view` reads a loan's.
+
+    The loans stay with the body that was given. Each array is copied once.
+    """
+    loans: dict[tuple[Any, ...], Loan] = {
+        loan.handle.to_wire(): loan for loan in encoded.loans if loan.handle is not None
+    }
+    numbers: dict[tuple[Any, ...], int] = {}
+    frames = list(encoded.frames)
+
+    def hook(code: int, data: memoryview) -> msgspec.msgpack.Ext:
+        if code != SHARED:
+            return msgspec.msgpack.Ext(code, bytes(data))
+        name, shape, dtype, *place = _SHARED_FIELDS.decode(data)
+        handle: tuple[Any, ...] = (name, tuple(shape), dtype, *place)
+        if handle not in numbers:
+            frames.append(bytes(_bytes_of(view(loans[handle]))))
+            numbers[handle] = len(frames) - 1
+        return _ext(OUT_OF_BAND, (numbers[handle], shape, dtype))
+
+    frames[0] = msgspec.msgpack.encode(msgspec.msgpack.decode(encoded.frames[0], ext_hook=hook))
+    return Encoded(frames=frames, copies=encoded.copies + len(numbers))
+
+
 class _Encoding:
     """The state of one call of `encode_body`."""
 

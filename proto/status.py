@@ -73,3 +73,5 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     kept_bytes: int = 0
     #: Requests that wait until the fleet has said what it serves.
     waiting_for_fleet: int = 0
+    #: Bytes of requests and outputs that have passed through this coordinator: arrays by handle are not among them.
+    carried_bytes: int = 0

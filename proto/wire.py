@@ -83,6 +83,13 @@ class Disconnect(Message, frozen=True, tag="DISCONNECT"):
 # -- client → coordinator ---------------------------------------------------------------------------------------------
 
 
+class Use(Message, frozen=True):
+    """Which use of its memory a handle of this generation means: those with one number name the same bytes."""
+
+    generation: Count
+    number: Count
+
+
 class Submit(Message, frozen=True, tag="SUBMIT"):
     """A request; its body follows. The same RequestID again from the same client changes nothing."""
 
@@ -103,6 +110,10 @@ class Submit(Message, frozen=True, tag="SUBMIT"):
     #: Names this wish of its caller's: its answers carry it, and what comes again with it is the same request. Another
     #: one under the same RequestID is another request. 0, from older peers: not known.
     submission: Count = 0
+    #: A porter on the client's host brings arrays from other hosts, and lends arrays to them.
+    porter: bool = False
+    #: Of the blocks that the body names; where one is missing, nothing is known of it.
+    uses: list[Use] = []
 
 
 class Cancel(Message, frozen=True, tag="CANCEL"):
@@ -261,6 +272,8 @@ class Welcome(Message, frozen=True, tag="WELCOME"):
     features: Features = []
     #: Bytes of one client's live requests; 0: not told.
     max_in_flight_bytes: Count = 0
+    #: The cluster's name, by which the porter of a host is found.
+    cluster: Word = ""
 
 
 class Refused(Message, frozen=True, tag="REFUSED"):
@@ -332,6 +345,10 @@ class Dispatch(Message, frozen=True, tag="REQUEST"):
     submission: Count = 0
     #: The adapter that it is to run with, of those that the worker has; "" for none.
     adapter: AdapterName = ""
+    #: Where the answer is read, if that is another host than the worker's, and whether a porter is there; as in SUBMIT.
+    reader_host: Host = ""
+    porter: bool = False
+    uses: list[Use] = []
 
 
 class LoraWork(Message, frozen=True, tag="LORA_WORK"):

@@ -4,6 +4,7 @@ The ground layer: numpy and the operating system only, and `errors.py`. A proces
 `Reader` (what others own).
 """
 
+from .courier import Courier
 from .handle import SharedMemoryArray
 from .inspector import Inspector, PoolReport
 from .ledger import LiveBlock, PoolStatistics
@@ -13,6 +14,7 @@ from .reader import Reader
 from .runtime_dir import runtime_dir
 
 __all__ = [
+    "Courier",
     "Inspector",
     "LiveBlock",
     "Loan",

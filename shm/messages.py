@@ -23,6 +23,11 @@ WAKE = b"W"
 #: Whoever looks → owner: tell of your blocks behind generation N. Answered by one PAGE (`ledger.py`).
 TELL = b"T"
 PAGE = b"P"
+#: Whoever reads → porter of its host: bring me the array of this handle (JSON); `courier.py`. Answered by LANDED and a
+#: handle of the porter's own pool, or FAILED with a code and a text.
+FETCH = b"F"
+LANDED = b"L"
+FAILED = b"E"
 
 MAX_PACKET_BYTES = 64
 _NUMBER = struct.Struct("<Q")

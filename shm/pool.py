@@ -37,6 +37,8 @@ from .size_classes import block_bytes
 
 #: A waiter looks again after this long even if no one woke it, so a lost wake-up costs this much and no more.
 _RECHECK_S = 0.05
+#: The use of memory that was copied into the pool for its one reader: nobody ever writes to it again.
+_ONLY_USE = 1
 
 
 def default_budget_bytes() -> int:
@@ -45,20 +47,25 @@ def default_budget_bytes() -> int:
 
 
 class Loan:
-    """Keeps a block while it lives: the base of a view's memory, or a request's hold on its input."""
+    """Keeps a block while it lives: the base of a view's memory, or a request's hold on its input.
 
-    __slots__ = ("__weakref__", "_pool", "generation", "handle")
+    `use`: loans of one block with one number stand for the same bytes, since the block was lent all the time between
+    them, and who lends does not write. 0: the loan of a view.
+    """
 
-    def __init__(self, pool: Pool, generation: int, handle: SharedMemoryArray | None = None) -> None:
+    __slots__ = ("__weakref__", "_pool", "generation", "handle", "use")
+
+    def __init__(self, pool: Pool, generation: int, handle: SharedMemoryArray | None = None, use: int = 0) -> None:
         self._pool: Pool | None = pool
         self.generation = generation
         self.handle = handle
+        self.use = use
 
     def release(self) -> None:
         """Give the block back now; again is harmless."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool._drop(self.generation)  # noqa: SLF001 - a loan is the pool's own
+            pool._drop(self.generation, self.use)  # noqa: SLF001 - a loan is the pool's own
 
     def __del__(self) -> None:
         self.release()
@@ -112,6 +119,11 @@ class Pool:
         self._refusal = ""
         #: Generations whose local holder is gone; filled by finalizers, which may not take the lock.
         self._dropped: deque[int] = deque()
+        #: Of blocks that are lent: the number of this use and how many loans it has, by generation; and generations of
+        #: loans that have ended since, filled like `_dropped`.
+        self._uses: dict[int, tuple[int, int]] = {}
+        self._use_numbers = itertools.count(_ONLY_USE + 1)
+        self._returned: deque[int] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         weakref.finalize(self, os.close, self._wake_fd).atexit = False
         self._waiters = 0
@@ -149,7 +161,7 @@ class Pool:
         """
         dtype_name(array.dtype)
         block = self._take(max(array.nbytes, 1), timeout_s, tag)
-        loan = Loan(self, block.generation)
+        loan = Loan(self, block.generation, use=_ONLY_USE)
         loan.handle = self._handle(block, block.segment.offset_of(block.index), array)
         np.copyto(_memory(block, array.nbytes, loan).view(array.dtype).reshape(array.shape), array)
         return loan
@@ -169,7 +181,30 @@ class Pool:
             handle = self._handle(block, offset, array)
             self._blocks.hold(block.generation)
             block.tag = tag or block.tag
-        return Loan(self, block.generation, handle)
+            use = self._begin_use(block.generation)
+        return Loan(self, block.generation, handle, use)
+
+    def _begin_use(self, generation: int) -> int:
+        """One loan more; under the lock. Its number is a new one if none of that block was left."""
+        while self._returned:
+            ended = self._returned.popleft()
+            number, loans = self._uses.pop(ended)
+            if loans > 1:
+                self._uses[ended] = (number, loans - 1)
+        number, loans = self._uses.get(generation) or (next(self._use_numbers), 0)
+        self._uses[generation] = (number, loans + 1)
+        return number
+
+    def view(self, loan: Loan) -> npt.NDArray[Any]:
+        """The array that a loan's handle names, as bytes lie now; keeps the loan. StaleHandle when the loan is over."""
+        handle = loan.handle
+        with self._lock:
+            self._check_open()
+            block = self._blocks.used.get(loan.generation)
+            if loan._pool is not self or block is None or handle is None:  # noqa: SLF001 - a loan is the pool's own
+                raise StaleHandle("the loan is over, and its memory may have been reused: lend the array again")
+            memory = block.segment.mapping.bytes_at(handle.offset, handle.nbytes, loan)
+        return memory.view(handle.numpy_dtype).reshape(handle.shape)
 
     def publish(self, array: npt.NDArray[Any], *, timeout_s: float = 0.0, tag: str = "") -> tuple[Loan, bool]:
         """Make an array ready for a reader: a loan with the handle, and whether it had to be copied.
@@ -314,7 +349,9 @@ class Pool:
 
     # -- giving it back -----------------------------------------------------------------------------------------------
 
-    def _drop(self, generation: int) -> None:
+    def _drop(self, generation: int, use: int) -> None:
+        if use > _ONLY_USE:
+            self._returned.append(generation)
         self._dropped.append(generation)
         self.wake()
 
@@ -499,6 +536,8 @@ class Pool:
             segment.close()
         self._segments.clear()
         self._blocks.clear()
+        self._uses.clear()
+        self._returned.clear()
         self._free.clear()
         self._used_in.clear()
         self._idle_since.clear()

@@ -14,14 +14,15 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import faults
-from ..errors import ForgedHandle, MemoryProblem, SegmentGone, StaleHandle
+from ..errors import ForgedHandle, MemoryProblem, OutOfReach, SegmentGone, StaleHandle
 from . import messages
+from .courier import Courier
 from .handle import SharedMemoryArray
 from .leases import HeldLeases, fence
 from .os_memory import attach, host_name
@@ -33,6 +34,7 @@ MAX_OWNERS = 512
 #: How long an owner may take to answer an ATTACH, in seconds: its thread only competes with its own Python code.
 _ATTACH_TIMEOUT_S = 10
 _TIME_LIMIT = struct.pack("@ll", _ATTACH_TIMEOUT_S, 0)
+_P = ParamSpec("_P")
 
 
 class _Owner:
@@ -171,17 +173,17 @@ class _Claim:
 
 
 def _bare(
-    method: Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]],
-) -> Callable[[Reader, SharedMemoryArray], npt.NDArray[Any]]:
+    method: Callable[Concatenate[Reader, _P], npt.NDArray[Any]],
+) -> Callable[Concatenate[Reader, _P], npt.NDArray[Any]]:
     """Let errors of a method leave without our frames.
 
     Those would keep a segment mapped, though its owner has given it back, for as long as somebody keeps the error.
     """
 
     @functools.wraps(method)
-    def call(self: Reader, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+    def call(self: Reader, /, *args: _P.args, **kwargs: _P.kwargs) -> npt.NDArray[Any]:
         try:
-            return method(self, handle)
+            return method(self, *args, **kwargs)
         except MemoryProblem as error:
             for inner in (error.__cause__, error.__context__):
                 if inner is not None:
@@ -194,22 +196,25 @@ def _bare(
 class Reader:
     """Turns handles into read-only arrays. Thread-safe; one per process is enough.
 
-    `connect` opens the connection to a pool of that name.
+    `connect` opens the connection to a pool of that name; `courier` brings arrays of other hosts, which takes its time.
     """
 
-    def __init__(self, connect: Callable[[str], _Owner] = _Owner) -> None:
+    def __init__(self, connect: Callable[[str], _Owner] = _Owner, courier: Courier | None = None) -> None:
         self.host = host_name()
         self._connect = connect
+        self._courier = courier
         self._lock = threading.Lock()
         self._owners: OrderedDict[str, _Owner] = OrderedDict()
         _readers.add(self)
 
     @_bare
-    def open(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
-        """A read-only view of memory that its owner keeps for us.
+    def open(self, handle: SharedMemoryArray, use: int = 0) -> npt.NDArray[Any]:
+        """A read-only view of memory that its owner keeps for us. `use`: see `Loan.use`, for arrays of other hosts.
 
-        Raises StaleHandle, SegmentGone or ForgedHandle.
+        Raises StaleHandle, SegmentGone, OutOfReach or ForgedHandle.
         """
+        if handle.host != self.host:
+            return self._fetch(handle, use)
         segment = self._owner(handle).segment(handle.segment_number)
         segment.check_generation(handle)
         return _view(segment, handle, None)
@@ -218,8 +223,10 @@ class Reader:
     def claim(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
         """A read-only view that keeps its block from being reused while it, or a view of it, lives.
 
-        Raises StaleHandle, SegmentGone or ForgedHandle.
+        Raises StaleHandle, SegmentGone, OutOfReach or ForgedHandle.
         """
+        if handle.host != self.host:
+            return self._fetch(handle, 0)
         owner = self._owner(handle)
         segment = owner.segment(handle.segment_number)
         segment.check_generation(handle)  # before, so that a handle which names nothing uses up no one's claim
@@ -233,8 +240,22 @@ class Reader:
         segment.check_generation(handle)
         return _view(segment, handle, claim)
 
+    def _fetch(self, handle: SharedMemoryArray, use: int) -> npt.NDArray[Any]:
+        """A view of what the porter has landed here: it lives as long as the view does, whatever becomes of ours."""
+        if self._courier is None or not self._courier.is_there:
+            raise OutOfReach(
+                f"the array lies in shared memory of host {handle.host}; this process runs on host {self.host}, "
+                "which has no porter"
+            )
+        landed = self._courier.fetch(handle, use)
+        if landed.host != self.host:
+            raise ForgedHandle(f"a porter of host {landed.host} answered on host {self.host}")
+        return self.claim(landed)
+
     def release(self, handle: SharedMemoryArray) -> None:
         """Let go of a result that nobody here wants, without looking at it."""
+        if handle.host != self.host:  # not worth its way: its owner waits for a claim for a while, and no longer
+            return
         try:
             self.claim(handle)
         except (StaleHandle, SegmentGone, ForgedHandle):
@@ -250,11 +271,6 @@ class Reader:
         return copy
 
     def _owner(self, handle: SharedMemoryArray) -> _Owner:
-        if handle.host != self.host:
-            raise SegmentGone(
-                f"the array lies in shared memory of host {handle.host}, and this process runs on host {self.host}; "
-                "run a worker on that host",
-            )
         name = handle.pool_name
         with self._lock:
             owner = self._owners.get(name)
@@ -284,10 +300,14 @@ class Reader:
         """Let go of every owner; views that still live keep their memory and their lease."""
         with self._lock:
             self._owners.clear()
+        if self._courier is not None:
+            self._courier.forget()
 
     def _begin_anew(self) -> None:
         self._lock = threading.Lock()
         self._owners = OrderedDict()
+        if self._courier is not None:
+            self._courier.begin_anew()
 
     @property
     def mapped_segments(self) -> int:

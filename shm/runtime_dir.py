@@ -72,13 +72,13 @@ def sweep(folder: Path) -> list[Path]:
     removed = []
     for path in folder.glob("pool-*.sock*"):
         with contextlib.suppress(FileNotFoundError):  # somebody else swept it, or it has just got its name
-            if _is_dead(path) and (path.suffix == ".sock" or time.time() - path.lstat().st_mtime > _START_S):
+            if is_dead(path) and (path.suffix == ".sock" or time.time() - path.lstat().st_mtime > _START_S):
                 path.unlink()
                 removed.append(path)
     return removed
 
 
-def _is_dead(path: Path) -> bool:
+def is_dead(path: Path) -> bool:
     """Whether no process has the socket.
 
     A probe of another type cannot connect, and so disturbs no live one: the kernel answers "wrong type" when one is

@@ -44,6 +44,8 @@ class Work(msgspec.Struct, eq=False):
     window: Window = msgspec.field(default_factory=Window)
     #: Since when it pauses, in monotonic seconds, with nothing read meanwhile; None while it does not.
     paused: float | None = None
+    #: Whether who reads its answer can reach our memory; else arrays go in messages.
+    by_handle: bool = True
     #: Why it ends before its last output, when that is not its caller's wish.
     failure: DeadlineExpired | None = None
 

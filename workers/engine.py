@@ -194,7 +194,7 @@ class Engine:
     def _encode(self, work: Work, value: Any) -> Answer:
         encoded = encode_body(
             value,
-            place=lambda array: self._place(array, work.request_id),
+            place=(lambda array: self._place(array, work.request_id)) if work.by_handle else None,
             out_of_band=True,
             threshold_bytes=self._threshold_bytes,
         )

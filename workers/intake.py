@@ -9,6 +9,7 @@ slow to read (a grammar to be compiled) is read in one thread for all of those.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -36,27 +37,29 @@ from .window import Window
 
 #: Passes on why a request is answered without being run. From any thread.
 Reject = Callable[[Key, Exception], None]
+#: Requests of one client that are fetched from its host at once.
+_LANES = 4
 #: Segments remembered as attached; beyond, all are asked for again.
 _MAX_ATTACHED = 4096
 
 
-#: The queue of requests whose reading takes its pipeline long; no pool has this name.
+#: The lane of requests whose reading takes its pipeline long; no pool has this name.
 _SLOW = ""
 
 
 class _NotHereError(Exception):
-    """The request is not to be read in the session's thread: it may wait for an owner of memory, or take long."""
+    """The request is not to be read in the session's thread: it may wait for memory's owner, a porter, or take long."""
 
-    def __init__(self, queue: str) -> None:
-        super().__init__(queue)
-        self.queue = queue
+    def __init__(self, lane: str) -> None:
+        super().__init__(lane)
+        self.lane = lane
 
 
 class Memory(Protocol):
     """The clients' memory: `Reader`'s side of it that is needed here."""
 
-    def open(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
-        """A view of an array; may wait for its owner, the first time that its segment is named."""
+    def open(self, handle: SharedMemoryArray, use: int = 0) -> npt.NDArray[Any]:
+        """A view of an array; may wait for its owner, the first time that its segment is named, or for a porter."""
 
     def housekeep(self) -> None:
         """Let go of what is not used."""
@@ -72,7 +75,8 @@ def _in_a_thread(run: Callable[[], None]) -> None:
 class Intake:
     """Takes requests in; `begin` comes first. All but `begin` and `close` run in the session's thread.
 
-    `spawn` runs what may wait for other processes, beside that thread.
+    `spawn` runs what may wait for other processes, beside that thread. `reaches` tells whether a porter of this host
+    lends our memory to others.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class Intake:
         reader: Memory | None = None,
         clock: Callable[[], float] = time.monotonic,
         spawn: Callable[[Callable[[], None]], None] = _in_a_thread,
+        reaches: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._reaches = reaches
         self._inbox = inbox
         self._pool = pool
         self._settings = settings
@@ -99,8 +105,9 @@ class Intake:
         #: Names of segments that have been read from, which takes no question to their owner any more.
         self._attached: set[str] = set()
         self._lock = threading.Lock()
-        #: Requests to be read in a thread of their own, by the pool they lie in, or `_SLOW`; each queue has its thread.
+        #: Requests to be read in a thread of their own, by lane; each queue has its thread.
         self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
+        self._turns = itertools.count()
         #: Those in the queues and in their threads' hands; `consumed` in them follows what is read meanwhile.
         self._arriving: dict[Key, wire.Dispatch] = {}
         self._draining = False
@@ -123,7 +130,7 @@ class Intake:
         try:
             work = self._read(message, body, now, self._open_attached, may_be_slow=False)
         except _NotHereError as error:
-            self._queue(error.queue, message, body, now)
+            self._queue(error.lane, message, body, now)
         except Exception as error:
             self._reject((message.request_id, message.attempt), error)
         else:
@@ -178,13 +185,17 @@ class Intake:
         message: wire.Dispatch,
         body: Frames,
         arrived: float,
-        resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]],
+        opened: Callable[[SharedMemoryArray, int], npt.NDArray[Any]],
         *,
         may_be_slow: bool = True,
     ) -> Work:
         assert self._pipeline is not None, "requests come after READY"
         try:
-            request = decode_body(body, task_types(self._task).request, resolve=resolve)
+            request = decode_body(
+                body,
+                task_types(self._task).request,
+                resolve=lambda handle: opened(handle, _use_of(handle, message.uses)),
+            )
         except errors.DecodeError as error:
             raise errors.InvalidRequest(error.text) from error
         if request.request_id.value != message.request_id:
@@ -196,6 +207,8 @@ class Intake:
         context = self._context(request)
         work = Work(message.request_id, message.attempt, context, arrived, message.submission, window=window)
         work.request_socket_bytes = len(wire.encode(message)) + wire.size_of(body)
+        if message.reader_host:
+            work.by_handle = message.porter and self._reaches()
         return work
 
     def _check_adapter(self, name: str) -> None:
@@ -237,12 +250,14 @@ class Intake:
         except (msgspec.ValidationError, TypeError) as error:
             raise errors.InvalidRequest(f"`options`: {error}") from error
 
-    def _open_attached(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+    def _open_attached(self, handle: SharedMemoryArray, _use: int) -> npt.NDArray[Any]:
         if handle.name not in self._attached:
-            raise _NotHereError(handle.pool_name)
+            raise _NotHereError(self._lane(handle))
         return self._reader.open(handle)
 
-    def _attach(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
+    def _attach(self, handle: SharedMemoryArray, use: int) -> npt.NDArray[Any]:
+        if handle.host != self._pool.host:
+            return self._reader.open(handle, use)
         array = self._reader.open(handle)
         if len(self._attached) >= _MAX_ATTACHED:
             self._attached.clear()
@@ -259,24 +274,30 @@ class Intake:
 
     # -- read elsewhere: memory not seen before, grammars --------------------------------------------------------------
 
-    def _queue(self, name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
-        """Leave a request to the thread of its queue, which may have to be started."""
+    def _lane(self, handle: SharedMemoryArray) -> str:
+        """Whose turn a request waits for: a client on this host answers one at a time, a network has room for more."""
+        if handle.host == self._pool.host:
+            return handle.pool_name
+        return f"{handle.pool_name}/{next(self._turns) % _LANES}"
+
+    def _queue(self, lane: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
+        """Leave a request to the thread of its lane, which may have to be started."""
         with self._lock:
             self._arriving[message.request_id, message.attempt] = message
-            queue = self._queues.get(name)
+            queue = self._queues.get(lane)
             if queue is not None:
                 queue.append((message, body, arrived))
                 return
-            self._queues[name] = deque([(message, body, arrived)])
-        self._spawn(functools.partial(self._work_off, name))
+            self._queues[lane] = deque([(message, body, arrived)])
+        self._spawn(functools.partial(self._work_off, lane))
 
-    def _work_off(self, name: str) -> None:
+    def _work_off(self, lane: str) -> None:
         while True:
             with self._lock:
-                if not self._queues[name]:
-                    del self._queues[name]
+                if not self._queues[lane]:
+                    del self._queues[lane]
                     return
-                message, body, arrived = self._queues[name].popleft()
+                message, body, arrived = self._queues[lane].popleft()
             if (message.request_id, message.attempt) in self._arriving:
                 self._read_slowly(message, body, arrived)
 
@@ -303,3 +324,8 @@ class Intake:
             done = self._draining and not self._arriving
         if done:
             self._inbox.drain()
+
+
+def _use_of(handle: SharedMemoryArray, uses: list[wire.Use]) -> int:
+    """The number of a use of memory, as its owner told it; 0 where it did not."""
+    return next((use.number for use in uses if use.generation == handle.generation), 0)

@@ -18,7 +18,7 @@ from ..links import Frames, Session
 from ..proto import wire
 from ..proto.pipeline import Pipeline, PipelineTask
 from ..settings import Settings
-from ..shm import Pool
+from ..shm import Courier, Pool, Reader
 from .adapters import AdapterDesk
 from .answers import Answer
 from .conversation import EXIT_ORPHANED, Conversation, Key
@@ -66,7 +66,15 @@ class WorkerLink:
             watch={self._drain_fd: self._ask_to_leave, **life},
         )
         inbox.wait_by(self._session.wait, self._session.nudge)
-        self._intake = Intake(inbox=inbox, pool=pool, settings=settings, reject=self._reject)
+        self._courier = Courier()
+        self._intake = Intake(
+            inbox=inbox,
+            pool=pool,
+            settings=settings,
+            reject=self._reject,
+            reader=Reader(courier=self._courier),
+            reaches=lambda: self._courier.is_there,
+        )
         self._desk = AdapterDesk(self._session.post)
         self._conversation = Conversation(
             name=name,
@@ -144,6 +152,7 @@ class WorkerLink:
 
     def on_welcome(self, welcome: wire.Welcome) -> None:
         """We are known."""
+        self._courier.serve(welcome.cluster)
         with self._lock:
             self._conversation.welcomed(welcome)
 

@@ -26,6 +26,7 @@ from ..settings import Settings
 from .fleet import Expectation
 from .fleet_runner import FleetRunner
 from .ray_launcher import RayLauncher
+from .ray_porter import PorterKeeper, namespace_of
 
 log = logger(__name__)
 
@@ -39,11 +40,6 @@ _PORTS = range(7077, 7177)
 _REBIND_S = 20.0
 #: Where fleets' orders, and coordinators' addresses, are kept in Ray's own store.
 _KV_NAMESPACE = b"tensoryard"
-
-
-def namespace_of(name: str) -> str:
-    """Ray's namespace of a cluster's actors."""
-    return f"tensoryard-{name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +214,8 @@ class FleetActor:
             life=order.lives,
         )
         self._runner.start()
+        self._porters = PorterKeeper(order.name, order.settings, detached=order.detached)
+        self._porters.start()
         if order.detached:
             threading.Thread(target=self._leave, daemon=True).start()
 
@@ -244,6 +242,10 @@ class FleetActor:
         """The node of each worker."""
         return self._launcher.places()
 
+    def porters(self, timeout_s: float = 10.0) -> list[dict[str, Any]]:
+        """What each node's porter has done and holds."""
+        return self._porters.reports(timeout_s)
+
     def pid(self) -> int:
         """Its process, for people and tests."""
         return os.getpid()
@@ -251,12 +253,14 @@ class FleetActor:
     def close(self, timeout_s: float) -> None:
         """Drain every worker, then end."""
         self._runner.close(timeout_s)
+        self._porters.close()
         _forget(self._order)
 
     def _leave(self) -> None:
         """A client has shut the cluster down: when the last worker has ended, nothing of the fleet is to stay."""
         self._runner.finished.wait()
         self._launcher.plan([])
+        self._porters.close()
         _forget(self._order)
         _end_for_good(self._order.name, FLEET)
 

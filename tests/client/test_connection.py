@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import http.server
 import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections import Counter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -36,6 +39,7 @@ from tensoryard.proto.codec import decode_body, encode_body, publisher
 from tensoryard.proto.status import ClusterStatus
 from tensoryard.settings import Settings
 from tensoryard.shm import Pool, host_name
+from tensoryard.shm.courier import answer_of, porter_path, question_of
 
 from ..baseline import Baseline
 from ..scripted import CALM, DEADLINE_S, Hub, Peer, Serving, Worker, closing, frames_of, fresh_address
@@ -376,6 +380,93 @@ def test_a_coordinator_elsewhere_gets_arrays_as_frames(make_client):
         assert (sent.host, sent.shared_bytes) == ("", 0)
         assert frames[1] == large().tobytes()
         assert client._connection._pool is None
+
+
+@pytest.fixture
+def porter_of(monkeypatch):
+    """Says that this host has a porter for a cluster of that name; there is a socket, and nobody behind it."""
+    with contextlib.ExitStack() as undo:
+
+        def make(cluster):
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            sock.bind(str(porter_path(cluster, host_name())))
+            sock.listen()
+            undo.callback(porter_path(cluster, host_name()).unlink)
+            return sock
+
+        yield make
+
+
+def test_where_there_is_a_porter_arrays_go_by_handle(make_client, porter_of):
+    """A porter of this host lends them to any worker: SUBMIT says so, and which use of its memory is meant."""
+    porter_of("ported")
+    with Hub(host="another-host", cluster="ported") as hub:
+        client = make_client(hub.address)
+        mine = client.empty((LARGE,), np.uint8)
+        for _ in range(2):
+            client.submit(request(mine))
+        sent = hub.wait(wire.Submit, 2)
+        assert [(each.host, each.shared_bytes, each.porter) for each in sent] == [(host_name(), LARGE, True)] * 2
+        assert sent[0].uses == sent[1].uses
+        assert sent[0].uses[0].number > 0
+
+
+def test_a_worker_out_of_reach_gets_the_arrays_in_a_message(hub, client):
+    """out_of_reach: the same request comes again with the bytes that lay in the pool, and so do others for a while."""
+    mine = client.empty((LARGE,), np.uint8)
+    mine[:] = large()
+    reply = client.submit(request(mine, request_id=RequestID("a")))
+    (first,) = hub.wait(wire.Submit)
+    hub.send(wire.Error(request_id="a", code="out_of_reach", text="far", submission=first.submission))
+    again = hub.wait(wire.Submit, 2)[1]
+    assert (again.submission, again.host, again.shared_bytes) == (first.submission, "", 0)
+    assert hub.bodies(wire.Submit)[1][1] == large().tobytes()
+    client.submit(request(mine))
+    assert hub.wait(wire.Submit, 3)[2].shared_bytes == 0
+    answer(hub, "a")
+    assert reply.result(DEADLINE_S).embeddings.shape == (1, 3)
+    assert client._connection.pool.statistics().used_blocks == 1
+
+
+def test_an_answer_from_another_host_comes_by_the_porter(make_client, porter_of, pool):
+    """It is fetched aside: what comes meanwhile is answered first, and the result is the porter's landing."""
+    porter = porter_of("ported")
+    with Hub(cluster="ported") as hub:
+        client = make_client(hub.address)
+        far, near = (client.submit(request(request_id=RequestID(name))) for name in ("far", "near"))
+        hub.wait(wire.Submit, 2)
+        landed = shared(pool, output(5.0, width=50_000))
+        pool.host = "far-away"
+        hub.send(wire.Final(request_id="far", seq=0), *shared(pool, output(width=50_000)))
+        answer(hub, "near")
+        assert near.result(DEADLINE_S).embeddings.shape == (1, 3)
+        connection, _ = porter.accept()
+        with connection:
+            handle, use, word = question_of(connection.recv(4096)[1:])
+            assert (handle.host, handle.shape, use) == ("far-away", (1, 50_000), 0)
+            assert word
+            assert not far.done
+            handles = []
+            decode_body(landed, Any, resolve=lambda here: handles.append(here) or np.zeros(1))
+            connection.sendall(answer_of(handles[0]))
+            assert (far.result(DEADLINE_S).embeddings == 5).all()
+
+
+def test_an_answer_that_no_porter_brings_is_asked_for_again(make_client, porter_of, pool):
+    """The request runs again, and says that its answer has to come in a message."""
+    porter = porter_of("ported")
+    with Hub(cluster="ported") as hub:
+        reply = make_client(hub.address).submit(request(request_id=RequestID("a")))
+        hub.wait(wire.Submit)
+        pool.host = "far-away"
+        hub.send(wire.Final(request_id="a", seq=0), *shared(pool, output(width=50_000)))
+        connection, _ = porter.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(answer_of(errors.OutOfReach("no")))
+            assert not hub.wait(wire.Submit, 2)[1].porter
+            answer(hub, "a", 9.0)
+            assert (reply.result(DEADLINE_S).embeddings == 9).all()
 
 
 def test_the_caller_may_go_on_writing_to_its_arrays(make_client):

@@ -149,6 +149,32 @@ def test_strangers_are_told_to_say_hello(scene, message):
     assert not scene.broker.knows(b"x")
 
 
+def test_a_worker_elsewhere_is_told_where_its_client_is(scene):
+    """REQUEST names the client's host, its porter and the uses of its memory to a worker on another host only."""
+    uses = [wire.Use(generation=3, number=4)]
+    for name, host in (("near", "here"), ("far", "there")):
+        scene.join(name.encode(), "worker", name=name, host=host)
+        scene.say(name.encode(), ready(model=name))
+    scene.join(b"c", "client", host="here")
+    for name in ("near", "far"):
+        scene.say(b"c", submit(name, model=name, porter=True, uses=uses), b"body")
+    near, far = (scene.take(name, wire.Dispatch)[0] for name in (b"near", b"far"))
+    assert (near.reader_host, near.porter, near.uses) == ("", False, [])
+    assert (far.reader_host, far.porter, far.uses) == ("here", True, uses)
+
+
+def test_what_passes_through_is_counted(scene):
+    """Bytes of bodies, of requests and of outputs, are in the status; what waits elsewhere is not."""
+    scene.worker(b"w")
+    scene.client(b"c")
+    before = scene.status(b"c").carried_bytes
+    scene.say(b"c", submit("r", host="here", shared_bytes=1 << 30), b"12345", b"67")
+    dispatch, _ = scene.take(b"w", wire.Dispatch)
+    scene.say(b"w", wire.Outputs(outputs=[output(dispatch)]), b"123")
+    scene.all(b"c")
+    assert scene.status(b"c").carried_bytes == before + 10
+
+
 def test_a_strangers_goodbye_is_passed_over(scene):
     """DISCONNECT of nobody, and the end of nobody, call for nothing."""
     scene.say(b"x", wire.Disconnect())

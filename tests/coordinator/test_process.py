@@ -276,6 +276,7 @@ def test_the_welcome_states_the_limits(make_peer):
         12,
         wire.FEATURES,
         1 << 22,
+        serving.coordinator.name,
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -326,16 +327,20 @@ def test_the_least_loaded_key_is_first():
 
 
 def test_the_asked_group_is_preferred():
-    """A key of the group comes first however loaded; a group without keys falls back to all."""
+    """A key of the group comes first while it has no more load than that is worth; without one, the first of all."""
     keys = LeastLoaded()
-    keys.set("here", 0.9, "host1")
-    keys.set("there", 0.1, "host2")
-    assert keys.least("host1") == "here"
-    assert keys.least("host2") == "there"
-    assert keys.least("host3") == "there"
-    assert keys.least() == "there"
+    keys.set("here", 0.75, "host1")
+    keys.set("there", 0.25, "host2")
+    assert keys.near("host1", 0.5) == "here"
+    assert keys.near("host1", 0.4) == "there"
+    assert keys.near("host2", 0.0) == "there"
+    assert keys.near("host3", 9.0) == "there"
+    keys.set("there", 0.75, "host2")
+    assert keys.near("host1", 0.0) == keys.near("host2", 0.0).replace("there", "here") == "here"
     keys.remove("here")
-    assert keys.least("host1") == "there"
+    assert keys.near("host1", 9.0) == "there"
+    keys.remove("there")
+    assert keys.near("host1", 9.0) is None
 
 
 def test_a_key_may_change_its_group():
@@ -344,9 +349,9 @@ def test_a_key_may_change_its_group():
     keys.set("a", 0.5, "host1")
     keys.set("b", 0.0, "host2")
     keys.set("a", 0.5, "host2")
-    assert keys.least("host1") == "b"
+    assert keys.near("host1", 9.0) == "b"
     keys.remove("b")
-    assert keys.least("host2") == "a"
+    assert keys.near("host2", 9.0) == "a"
     assert set(keys._groups) == {"host2"}
 
 
@@ -368,9 +373,12 @@ def test_least_loaded_against_a_dictionary(steps):
         else:
             keys.remove(key)
             model.pop(key, None)
-        for asked in ("x", "y", "", "elsewhere"):
-            near = {k: v for k, v in model.items() if asked and v[2] == asked} or model
-            assert keys.least(asked) == min(near, key=near.get, default=None)
+        best = min(model, key=model.get, default=None)
+        assert keys.least() == best
+        for asked, worth in itertools.product(("x", "y", "elsewhere"), (0.0, 0.5, 1.0)):
+            near = min((k for k, v in model.items() if v[2] == asked), key=model.get, default=best)
+            worse = model[near][0] - model[best][0] > worth if best is not None else False
+            assert keys.near(asked, worth) == (best if worse else near)
         assert {k for k in "012345" if k in keys} == set(model)
         assert set(keys._groups) == {entry[2] for entry in model.values() if entry[2]}
         assert all(len(heap._heap) <= heap_bound(len(heap)) for heap in (keys._all, *keys._groups.values()))

@@ -122,12 +122,28 @@ def test_the_earliest_deadline_of_a_client_goes_first(yard):
 
 
 def test_tensors_are_worked_on_where_they_lie(yard):
-    """The tensors' host comes first, even when loaded; then the least loaded worker elsewhere."""
+    """Where they are dear to move, their host comes first, even when loaded; then the least loaded worker elsewhere."""
     yard.start("near", host="h1", credits=2)
     yard.start("far", "away", host="h2", credits=2)
     for number in range(4):
-        yard.submit(f"r{number}", host="h1", shared_bytes=1)
+        yard.submit(f"r{number}", host="h1", shared_bytes=1 << 28)
     assert [worker for worker, _ in yard.sent()] == ["near", "near", "far", "away"]
+
+
+@pytest.mark.parametrize(
+    ("took_s", "shared_bytes", "stay"),
+    [(0.03, 1, 3), (1.0, 1, 1), (1.0, 100 << 20, 1), (1.0, 300 << 20, 3), (100.0, 1 << 28, 1), (0.0, 1, 4)],
+)
+def test_what_is_worth_its_way_is_moved(yard, took_s, shared_bytes, stay):
+    """A worker elsewhere is taken when waiting here costs more than moving the bytes: so many go here before that."""
+    yard.start("near", host="h1", credits=4)
+    yard.start("far", host="h2", credits=4)
+    yard.router.models["m"].mean_s = took_s
+    for number in range(8):
+        yard.submit(f"r{number}", host="h1", shared_bytes=shared_bytes)
+    workers = [worker for worker, _ in yard.sent()]
+    assert workers.index("far") == stay
+    assert sorted(workers) == ["far"] * 4 + ["near"] * 4
 
 
 def test_a_host_without_tensors_means_nothing(yard):

@@ -11,7 +11,17 @@ from tensoryard.proto import wire
 
 WINDOW = {"window_parts": 4, "window_bytes": 5, "consumed": 6}
 SUBMIT = wire.Submit(
-    request_id="r", task="t", model="m", priority=3, deadline_s=2.5, host="h", shared_bytes=7, **WINDOW, submission=8
+    request_id="r",
+    task="t",
+    model="m",
+    priority=3,
+    deadline_s=2.5,
+    host="h",
+    shared_bytes=7,
+    **WINDOW,
+    submission=8,
+    porter=True,
+    uses=[wire.Use(generation=9, number=10)],
 )
 READY = wire.Ready(
     model="m",
@@ -40,7 +50,7 @@ def shared_fields(one, other):
 @pytest.mark.parametrize(
     ("message", "event", "names"),
     [
-        (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 11),
+        (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 13),
         (READY, translation.worker_readied("w", READY, 1.0), 9),
         (OUTPUT, translation.output_arrived("w", OUTPUT, 1.0), 6),
         (EXPECTED, translation.deployments_changed(wire.Deployments(deployments=[EXPECTED]), 1.0).deployments[0], 8),

@@ -40,6 +40,7 @@ from tensoryard.proto.codec import (
     MAX_INLINE_BYTES,
     OUT_OF_BAND,
     SHARED,
+    as_buffers,
     decode_body,
     encode_body,
     msgpack_numpy_decoder,
@@ -63,6 +64,8 @@ from tensoryard.proto.request import RequestID
 from tensoryard.proto.sampling import SamplingParams
 from tensoryard.proto.tokens import TokenBuffer
 from tensoryard.shm import Pool, Reader, SharedMemoryArray
+
+from .message_strategies import mixed, same
 
 LARGE = DEFAULT_THRESHOLD_BYTES
 HAS_ML_DTYPES = importlib.util.find_spec("ml_dtypes") is not None
@@ -1445,3 +1448,35 @@ def test_a_forked_child_has_memory_of_its_own():
     command = [sys.executable, "-P", "-W", "error", "-W", "ignore::DeprecationWarning", "-c", _FORKED]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+# -- the same body another way ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=mixed)
+def test_shared_arrays_can_go_along_instead(value):
+    """A body that names shared memory becomes one that carries its arrays, and stands for the same value."""
+    with Pool(budget_bytes=64 << 20) as own:
+        encoded = encode_body(value, place=own.publish, threshold_bytes=1)
+        carried = as_buffers(encoded, own.view)
+        assert same(decode_body(carried.frames, Any), decode_body(encode_body(value).frames, Any))
+        assert carried.loans == []
+        assert carried.shared_bytes == 0
+        assert len(carried.frames) - 1 == len({loan.handle for loan in encoded.loans})
+        encoded.release()
+
+
+def test_what_goes_along_once_is_named_twice(pool):
+    """Buffers that went along before stay, one array under two names is one buffer, and one over the wire is a copy."""
+    array, other = np.arange(1000.0), np.arange(500)
+    loan = pool.place(array)
+    place = lambda given: (loan, True) if given is array else None
+    encoded = encode_body({"a": array, "b": [array, other]}, place=place, out_of_band=True, threshold_bytes=1)
+    carried = as_buffers(encoded, pool.view)
+    assert len(carried.frames) == 3
+    loan.release()
+    got = decode_body(carried.frames, Any)
+    assert np.array_equal(got["a"], array)
+    assert np.array_equal(got["b"][0], array)
+    assert np.array_equal(got["b"][1], other)

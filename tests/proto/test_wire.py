@@ -30,7 +30,7 @@ DECODERS = {
     "fleet": (wire.TO_FLEET, wire.ToFleet),
 }
 MESSAGES = sorted({kind for _, union in DECODERS.values() for kind in union.__args__}, key=lambda kind: kind.__name__)
-PARTS = [wire.Running, wire.LoadedAdapter, wire.Ledger, wire.Output, wire.Expected, wire.Load]
+PARTS = [wire.Running, wire.LoadedAdapter, wire.Use, wire.Ledger, wire.Output, wire.Expected, wire.Load]
 EVERY = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 FIELDS = {kind: inspect.type_info(kind).fields for kind in [*MESSAGES, *PARTS]}
 

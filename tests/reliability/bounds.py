@@ -10,13 +10,13 @@ import dataclasses
 from dataclasses import dataclass
 
 from tensoryard import logs
+from tensoryard.client import abroad, fetching, gate, pending
 from tensoryard.client import conversation as client_conversation
-from tensoryard.client import gate, pending
 from tensoryard.coordinator import adapters, roster, story, waiting_room
 from tensoryard.proto import lora, wire
 from tensoryard.settings import Settings
-from tensoryard.shm import leases, reader, server
-from tensoryard.workers import answers, intake
+from tensoryard.shm import courier, leases, reader, server
+from tensoryard.workers import answers, intake, porter, porter_door
 from tensoryard.workers import conversation as worker_conversation
 from tensoryard.workers import main as worker_main
 from tensoryard.workers.text.lora import MAX_ADAPTERS, MAX_ADAPTERS_BYTES
@@ -137,6 +137,29 @@ CLIENT = [
         seen="-",
         holds=("client/gate.py:Gate._full",),
         tests=("tests/client/test_gate.py::test_models_are_not_remembered_for_ever",),
+    ),
+    Bound(
+        what="outputs that are fetched from other hosts, and what came behind them; threads for it",
+        bound=f"those of the requests under way; {fetching.MAX_THREADS} threads",
+        rule="a stream pauses at its window; others wait for a thread",
+        seen="-",
+        holds=(
+            "client/abroad.py:Parked._letters",
+            "client/fetching.py:Fetching._orders",
+            "client/fetching.py:Fetching._results",
+        ),
+        tests=(
+            "tests/client/test_abroad.py::test_an_output_from_abroad_holds_up_its_own_request_alone",
+            "tests/client/test_fetching.py::test_a_few_are_read_at_once",
+        ),
+    ),
+    Bound(
+        what="models whose workers could not reach this client's memory",
+        bound=f"{number(abroad._MAX_MODELS)}, for {abroad.UNREACHED_S:g} s",
+        rule="those whose time has passed are forgotten; else the newest is not remembered",
+        seen="-",
+        holds=("client/abroad.py:Unreached._until",),
+        tests=("tests/client/test_abroad.py::test_models_out_of_reach_are_bounded",),
     ),
     Bound(
         what="listeners of a reply",
@@ -453,6 +476,55 @@ WORKER = [
     ),
 ]
 
+PORTER = [
+    Bound(
+        what="arrays of other hosts that have landed on this one",
+        bound="an eighth of the machine (`pool_budget_bytes`); what nobody uses: half of that, "
+        f"for {porter._KEEP_S:g} s",
+        rule=f"what nobody uses goes, the oldest first; then {setting('allocate_timeout_s')} are waited for room; "
+        "then `out_of_reach`: the array goes in a message",
+        seen="`landed_now`, `used_bytes` of a porter's report; `tensoryard shm`",
+        holds=("workers/porter.py:Porter._arrays", "workers/shelf.py:Shelf._items", "workers/shelf.py:Shelf._dropped"),
+        tests=(
+            "tests/workers/test_porter.py::test_a_full_landing_pool_makes_room_and_then_says_so",
+            "tests/workers/test_shelf.py::test_beyond_the_budget_the_one_used_longest_ago_goes",
+        ),
+    ),
+    Bound(
+        what="arrays of this host in Ray's object store, and their owners' blocks meanwhile",
+        bound=f"as many bytes as may land, what nobody uses for {porter._KEEP_S:g} s; an owner's block until it has "
+        f"landed, {porter._HOLD_S:g} s at most; in the store Ray's own limit, beyond which it spills",
+        rule="the oldest that nobody uses is given up",
+        seen="`lent_now`, `leases_now` of a porter's report",
+        holds=("workers/porter.py:Porter._references", "workers/porter.py:Porter._leases"),
+        tests=(
+            "tests/workers/test_shelf.py::test_what_nobody_uses_is_kept_for_a_while",
+            "tests/workers/test_shelf.py::test_who_never_says_done_is_forgotten",
+            "tests/workers/test_porter.py::test_a_result_stays_lent_until_it_has_landed",
+        ),
+    ),
+    Bound(
+        what="processes that ask a porter, and connections that each keeps",
+        bound=f"{number(porter_door.MAX_CONNECTIONS)} connections; {courier._MAX_IDLE} idle ones",
+        rule="further ones are refused, and wait or send arrays in messages; idle ones beyond are closed",
+        seen="the log",
+        holds=("workers/porter_door.py:PorterDoor._open",),
+        tests=("tests/workers/test_porter.py::test_beyond_the_bound_nobody_is_let_in",),
+    ),
+    Bound(
+        what="porters, and the hosts that each knows and counts",
+        bound=f"one a node; {number(porter._MAX_HOSTS)} hosts",
+        rule="a node that is gone loses its porter; further hosts are counted together, and all looked up again",
+        seen="`fetched_bytes` of a porter's report",
+        holds=(
+            "workers/ray_porter.py:PorterKeeper._actors",
+            "workers/ray_porter.py:RayCarrier._actors",
+            "workers/porter.py:Counters.fetched_bytes",
+        ),
+        tests=("tests/workers/test_porter.py::test_hosts_beyond_the_bound_are_counted_together",),
+    ),
+]
+
 SHARED = [
     Bound(
         what="a process's tensor pool",
@@ -507,11 +579,14 @@ PARTS = {
     "Client": CLIENT,
     "Coordinator": COORDINATOR,
     "Worker and fleet": WORKER,
+    "Porter": PORTER,
     "Shared memory, messages, logs": SHARED,
 }
 
 #: Containers that do not grow with anything that happens: tables made once, and what one call passes on.
 FIXED = {
+    "coordinator/events.py:RequestArrived.uses",
+    "coordinator/records.py:Request.uses",
     "coordinator/process.py:Coordinator.addresses",
     "coordinator/router.py:Router._handlers",
     "workers/ray_launcher.py:RayLauncher._addresses",

@@ -919,3 +919,45 @@ def test_a_pools_socket_is_named_after_it_and_goes_with_it(pool, runtime_folder)
     assert path.is_socket()
     pool.close()
     assert not path.exists()
+
+
+# -- uses of memory ---------------------------------------------------------------------------------------------------
+
+
+def test_loans_that_overlap_have_one_use(pool):
+    """A block that is lent all the time is the same bytes; once no loan was left, its owner may have written to it."""
+    mine = pool.empty((4096,), np.uint8)
+    first = pool.lend(mine)
+    second = pool.lend(mine[:100])
+    first.release()
+    third = pool.lend(mine)
+    assert first.use == second.use == third.use > 0
+    second.release()
+    third.release()
+    assert pool.lend(mine).use != first.use
+
+
+def test_what_was_copied_in_has_one_use_for_ever(pool):
+    """Nobody can write to a copy that the pool has made, so all its loans are the same bytes; views have no number."""
+    loan = pool.place(np.zeros(4096, np.uint8))
+    assert loan.use == 1
+    assert pool.lend(pool.empty((4096,), np.uint8)).use != 1
+    assert len(pool._uses) <= 1
+
+
+def test_uses_do_not_collect(pool):
+    """However many arrays were lent, what is remembered are those lent now, and the last that came back."""
+    for _ in range(100):
+        pool.lend(pool.empty((4096,), np.uint8)).release()
+    assert len(pool._uses) == 1
+
+
+def test_a_loan_shows_its_bytes(pool):
+    """The owner reads what it lent, at its place, shape and dtype; not when the loan is over."""
+    mine = pool.empty((8, 1024), np.float32)
+    mine[:] = np.arange(8)[:, None]
+    loan = pool.lend(mine[3:5])
+    assert np.array_equal(pool.view(loan), mine[3:5])
+    loan.release()
+    with pytest.raises(StaleHandle):
+        pool.view(loan)

@@ -518,6 +518,19 @@ def test_with_a_full_pool_arrays_go_through_the_socket(pool):
     assert hold.nbytes
 
 
+def test_for_a_reader_out_of_reach_arrays_go_through_the_socket(pool):
+    """Its arrays are in the message, whatever room the pool has; those of others in the batch are in the pool."""
+    bench = Bench(each(lambda _: embedding(np.full((MIB // 4,), 3, np.float32))), pool)
+    far, _ = bench.put(embed_request("far"), embed_request("near"))
+    far.by_handle = False
+    bench.run()
+    answers = {answer[0].request_id: answer for answer in bench.answers}
+    output, frames, loans = answers["far"]
+    assert (output.frames, len(frames), loans, output.ledger.output_shared_bytes) == (2, 2, [], 0)
+    assert (value_of(frames).embeddings == 3).all()
+    assert len(answers["near"][2]) == 1
+
+
 class _Timed(Pool):
     """Remembers how long each publish was ready to wait."""
 

@@ -299,7 +299,7 @@ BODIES: dict[str, tuple[Callable[[Pool], list[Any]], str, str]] = {
     ),
     "an unknown pool": (lambda p: _with_handle(p, name="0" * 16 + ".1"), "segment_gone", "is gone, or out of reach"),
     "an unknown segment": (lambda p: _with_handle(p, name=f"{p.name}.99"), "stale_handle", "was given back"),
-    "another host": (lambda p: _with_handle(p, host="far-away"), "segment_gone", "shared memory of host far-away"),
+    "another host": (lambda p: _with_handle(p, host="far-away"), "out_of_reach", "shared memory of host far-away"),
     "an old generation": (lambda p: _with_handle(p, generation=999), "stale_handle", "has been reused"),
     "out of bounds": (lambda p: _with_handle(p, offset=1 << 40), "invalid_request", "are no block of"),
 }
@@ -368,7 +368,7 @@ class SlowReader:
         self.asked: list[str] = []
         self.go = threading.Event()
 
-    def open(self, handle: SharedMemoryArray) -> Any:
+    def open(self, handle: SharedMemoryArray, use: int = 0) -> Any:
         self.asked.append(handle.name)
         assert self.go.wait(DEADLINE_S)
         return self.reader.open(handle)
@@ -532,3 +532,60 @@ def test_names_of_attached_segments_are_bounded(desk, client_pool, monkeypatch):
     assert len(desk.intake._attached) <= 2
     desk.intake.housekeep()
     assert desk.intake._reader.mapped_segments == 0
+
+
+# -- other hosts ------------------------------------------------------------------------------------------------------
+
+
+class FarReader(SlowReader):
+    """Brings arrays of other hosts when the test lets it, and remembers which use was asked for."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__(reader)
+        self.uses: list[int] = []
+
+    def open(self, handle: SharedMemoryArray, use: int = 0) -> Any:
+        self.uses.append(use)
+        self.asked.append(handle.name)
+        assert self.go.wait(DEADLINE_S)
+        return LARGE
+
+
+def test_arrays_of_another_host_are_brought_aside(desk, client_pool):
+    """They are fetched, several of one client at once, with the use that was told; others are served meanwhile."""
+    far = FarReader(desk.intake._reader)
+    desk.intake._reader = far
+    for number in range(6):
+        request = embed_request(f"r{number}", LARGE)
+        body, uses = far_body(request, client_pool)
+        desk.take(request, body, reader_host="far-away", porter=True, uses=uses[: number % 2])
+    desk.take(embed_request("near"))
+    assert list(desk.batch()) == [("near", 1)]
+    until(lambda: len(far.asked) == 4, "as many as there are lanes")
+    far.go.set()
+    until(lambda: len(desk.inbox.held()) == 7, "all of them are there")
+    assert sorted(far.uses) == [0, 0, 0, 1, 1, 1]
+
+
+def far_body(request: Any, pool: Pool) -> tuple[list[Any], list[wire.Use]]:
+    """A body whose array lies on another host, and what its owner tells of it."""
+    pool.host = "far-away"
+    encoded = encode_body(request, place=pool.publish, threshold_bytes=1)
+    return encoded.frames, [wire.Use(generation=loan.generation, number=loan.use) for loan in encoded.loans]
+
+
+@pytest.mark.parametrize(
+    ("fields", "here", "by_handle"),
+    [
+        ({}, False, True),
+        ({"reader_host": "far"}, True, False),
+        ({"reader_host": "far", "porter": True}, False, False),
+        ({"reader_host": "far", "porter": True}, True, True),
+    ],
+    ids=["same host", "no porter there", "no porter here", "porters on both"],
+)
+def test_w_52_answers_go_by_handle_where_their_reader_reaches_them(desk, fields, here, by_handle):
+    """To a reader on another host arrays go in messages, unless both hosts have a porter."""
+    desk.intake._reaches = lambda: here
+    desk.take(embed_request("a"), **fields)
+    assert desk.batch()["a", 1].by_handle is by_handle
