@@ -318,7 +318,7 @@ class Conversation:
                 self._fetch(message.request_id, body, entry.output_type)
             return
         except Exception as error:
-            output = error
+            output = error.with_traceback(None)  # it leads to this frame, and so would keep itself and what was read
         self._take(message, body, output, at)
 
     def fetched(self, request_id: str, output: Any, at: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import msgspec
 import pytest
 
@@ -10,7 +13,7 @@ from tensoryard.client.retry import Retry
 from tensoryard.proto import wire
 from tensoryard.proto.codec import encode_body
 
-from .scene import WELCOME, Scene
+from .scene import WELCOME, Loan, Scene
 
 
 @pytest.fixture
@@ -208,6 +211,25 @@ def test_a_lost_result_is_asked_for_again(scene, error):
     scene.partial(0, b"0")
     scene.final(1, b"1")
     assert ending(reply) == [b"0", b"1"]
+
+
+def test_what_was_read_of_an_output_that_cannot_be_goes_at_once(scene):
+    """The error keeps neither its frames nor, by them, arrays that were claimed before; no collector need come."""
+    kept = []
+
+    def decode(_body, _type):
+        claim = Loan()
+        kept.append(weakref.ref(claim))
+        raise errors.StaleHandle("the second array is gone")
+
+    scene.conversation._decode = decode
+    scene.submit()
+    gc.disable()
+    try:
+        scene.partial(0, b"0")
+        assert [reference() for reference in kept] == [None]
+    finally:
+        gc.enable()
 
 
 def test_parts_that_were_taken_are_not_taken_twice(scene):
