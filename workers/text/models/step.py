@@ -61,7 +61,7 @@ class Step(NamedTuple):
     groups: list[Group]
     #: The rows whose logits are wanted, in the order of the spans given.
     wanted: Ints
-    #: The rows of each adapter that is in the step.
+    #: The rows of each adapter that is in the step, ascending.
     adapters: Sequence[tuple[Any, Ints]] = ()
 
 
@@ -158,7 +158,7 @@ def _adapted(spans: Sequence[Span], first_rows: Ints) -> Sequence[tuple[Any, Int
     for span, first in zip(spans, first_rows.tolist(), strict=True):
         if span.adapter is not None:
             rows.setdefault(span.adapter, []).append(np.arange(first, first + len(span.tokens)))
-    return [(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
+    return [(adapter, np.sort(np.concatenate(parts))) for adapter, parts in rows.items()]
 
 
 def bias(group: Group, length: int, window: int | None, xp: Any) -> Any:
