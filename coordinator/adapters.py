@@ -20,7 +20,7 @@ from ..logs import logger
 from ..proto.lora import MAX_LORAS, LoRAOperation, LoRAStatus
 from . import events as ev
 from .queues import LazyHeap, LeastLoaded
-from .records import Adapter, AdapterState, Model, Request, Worker
+from .records import Adapter, AdapterState, Model, Request, Worker, WorkerState
 
 log = logger(__name__)
 
@@ -232,7 +232,7 @@ class AdapterBooks:
             adapter.failures.pop(worker.name, None)
             adapter.free.remove(worker.name)
             was_loading = adapter.asked.pop(worker.name, None) is not None and adapter.state in _WANTED
-            adapter.losses += was_loading
+            adapter.losses += was_loading and worker.state is WorkerState.READY
             if adapter.losses >= MAX_LOSSES and not adapter.on:
                 self._give_up(adapter, f"{adapter.losses} workers were lost while they loaded it")
             elif len(model.workers) >= max(model.replicas, 1):
@@ -284,7 +284,8 @@ class AdapterBooks:
         if adapter.state not in _WANTED or adapter.losses >= MAX_LOSSES:
             return
         for worker in self._models[adapter.model].workers.values():
-            if worker.takes_adapters and worker.name not in adapter.on and worker.name not in adapter.asked:
+            can = worker.takes_adapters and worker.state is WorkerState.READY  # not those that leave
+            if can and worker.name not in adapter.on and worker.name not in adapter.asked:
                 adapter.failures.pop(worker.name, None)
                 adapter.asked[worker.name] = self._send(worker.name, _LOAD, adapter.name, adapter.path)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -176,6 +177,35 @@ def test_each_outcome(client: ty.Client, folders: dict[str, Path], tmp_path: Pat
     assert sorted(adapters(client)) == ["more 0", "more 1", "more 2", "one"], "what failed has left nothing behind"
     with pytest.raises(errors.InvalidRequest, match="lora_path"):
         client.load_lora("x", "", model="small")
+
+
+def test_a_change_of_what_runs_keeps_the_adapters(folders: dict[str, Path], eventually: Callable[..., None]) -> None:
+    """All workers are replaced under load: each request with the adapter is answered, and as before."""
+    with ty.local([DEPLOYMENT], runtime="process") as yard, yard.connect() as client:
+        yard.wait_ready()
+        load(client, folders, "one")
+        expected, found = tokens(client, "one", 1), []
+        stop = threading.Event()
+
+        def traffic() -> None:
+            while not stop.is_set():
+                try:
+                    found.append(tokens(client, "one", 1))
+                except errors.TensoryardError as error:
+                    found.append(error)
+
+        thread = threading.Thread(target=traffic)
+        thread.start()
+        try:
+            yard.deploy([msgspec.structs.replace(DEPLOYMENT, max_wait_ms=0.5)])
+            yard.wait_ready()
+            eventually(lambda: adapters(client)["one"].workers == 2, "the new ones have it, the old ones are gone")
+            answered = len(found)
+            eventually(lambda: len(found) > answered + 2, "some more are answered")
+        finally:
+            stop.set()
+            thread.join(60)
+        assert [answer for answer in found if answer != expected] == []
 
 
 def test_by_the_command_line(

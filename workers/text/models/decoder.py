@@ -89,7 +89,10 @@ class Decoder:
 
     def fit(self, additions: Mapping[str, LowRank]) -> dict[str, LowRank]:
         """What an adapter adds, by the products of this decoder instead of the layers of its checkpoint."""
-        return fit(additions, self.config, self._layers)
+        found = fit(additions, self.config, self._layers)
+        for part in found.values() if self._tile else ():  # here, so that no step has to find it out
+            tile_for(*part.down.shape, part.up.shape[1])
+        return found
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, ignored_keys: tuple[str, ...] = ()) -> Decoder:
