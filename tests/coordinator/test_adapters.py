@@ -278,6 +278,15 @@ def test_a_worker_that_cannot_unload_is_told_of(yard):
     assert yard.state() is None
 
 
+def test_without_workers_it_is_unloaded_at_once(yard):
+    """Nobody has it, and nobody will load it."""
+    yard.expect("m")
+    loaded(yard, "a")
+    yard.gone("a")
+    assert yard.answers(yard.unload()) == [(2, OK)]
+    assert asked(yard.start("b")) == []
+
+
 def test_one_thing_at_a_time(yard):
     """What is being loaded is not unloaded, and what is being unloaded is not loaded, until that is done."""
     yard.start("a")
