@@ -302,7 +302,7 @@ class Router:
             if request.deadline <= self._at:
                 self._expire(request)
             else:
-                self._start(model, request, self.workers[lane.free.least(request.host) or name])
+                self._start(model, request, self.workers[model.least(request) or name])
 
     def _dispatch_suspects(self, model: Model) -> None:
         """Run requests that were lost with a worker apart from the others, so that a poisonous one harms none of them.
