@@ -20,7 +20,7 @@ from ..logs import logger
 from ..proto.lora import MAX_LORAS, LoRAOperation, LoRAStatus
 from . import events as ev
 from .queues import LazyHeap, LeastLoaded
-from .records import Adapter, AdapterState, Model, Request, Worker
+from .records import Adapter, AdapterState, Model, Request, Worker, WorkerState
 
 log = logger(__name__)
 
@@ -101,21 +101,28 @@ class AdapterBooks:
 
     def ask(self, event: ev.AdapterAsked) -> None:
         """A client wants an adapter loaded or unloaded."""
-        if event.operation == _LOAD:
-            found = self._load(event)
-        elif event.operation == _UNLOAD:
-            found = self._unload(event)
-        else:
-            found = Answer(LoRAStatus.UNSPECIFIED_ERROR, (f"{event.operation!r} is no operation on adapters",))
+        key = f"{event.client} {event.query}"
+        if key in self._askers:
+            return
+        found = self._begin(event)
         if isinstance(found, Answer):
             self._tell(event.client, event.query, found)
-            return
-        key = f"{event.client} {event.query}"
-        if key not in self._askers:
+        else:
             found.askers[key] = None
             self._askers[key] = _Asker(event.client, event.query, found)
             self._deadlines.set(key, event.at + event.timeout_s)
-        self._settle(found)
+            self._unload_when_empty(found)
+            self._settle(found)
+
+    def _begin(self, event: ev.AdapterAsked) -> Adapter | Answer:
+        """The adapter whose course is to be waited for, or the answer."""
+        if event.operation not in (_LOAD, _UNLOAD):
+            return Answer(LoRAStatus.UNSPECIFIED_ERROR, (f"{event.operation!r} is no operation on adapters",))
+        load = event.operation == _LOAD
+        if len(self._askers) >= MAX_ASKED:
+            status = LoRAStatus.LOAD_ERROR if load else LoRAStatus.UNLOAD_ERROR
+            return Answer(status, (f"{MAX_ASKED} operations on adapters are under way; try again",))
+        return self._load(event) if load else self._unload(event)
 
     def _load(self, event: ev.AdapterAsked) -> Adapter | Answer:
         there = self._by_name.get(event.name)
@@ -142,8 +149,6 @@ class AdapterBooks:
         if len(model.adapters) >= MAX_LORAS:
             text = f"model {model.name!r} has {len(model.adapters)} adapters, the most that may be; unload one first"
             return Answer(LoRAStatus.LOAD_ERROR, (text,))
-        if len(self._askers) >= MAX_ASKED:
-            return Answer(LoRAStatus.LOAD_ERROR, (f"{MAX_ASKED} operations on adapters are under way; try again",))
         return None
 
     def _load_again(self, there: Adapter, event: ev.AdapterAsked) -> Adapter | Answer:
@@ -165,11 +170,8 @@ class AdapterBooks:
             return Answer(LoRAStatus.UNLOAD_NAME_NONEXISTENT, (text[:4000],))
         if there.state is AdapterState.LOADING or (there.state is AdapterState.LOADED and there.askers):
             return Answer(LoRAStatus.UNLOAD_ERROR, (f"the adapter {there.name!r} is still being loaded",))
-        if len(self._askers) >= MAX_ASKED:
-            return Answer(LoRAStatus.UNLOAD_ERROR, (f"{MAX_ASKED} operations on adapters are under way; try again",))
         if there.state is AdapterState.LOADED:
             there.state = AdapterState.DRAINING
-            self._unload_when_empty(there)
         return there
 
     def _tell(self, client: str, query: int, answer: Answer) -> None:
@@ -232,7 +234,7 @@ class AdapterBooks:
             adapter.failures.pop(worker.name, None)
             adapter.free.remove(worker.name)
             was_loading = adapter.asked.pop(worker.name, None) is not None and adapter.state in _WANTED
-            adapter.losses += was_loading
+            adapter.losses += was_loading and worker.state is WorkerState.READY
             if adapter.losses >= MAX_LOSSES and not adapter.on:
                 self._give_up(adapter, f"{adapter.losses} workers were lost while they loaded it")
             elif len(model.workers) >= max(model.replicas, 1):
@@ -265,8 +267,8 @@ class AdapterBooks:
         text = f"no worker of model {model.name!r} is left, and none is expected"
         for adapter in model.adapters.values():
             loading = adapter.state in (AdapterState.LOADING, AdapterState.LOADED)
-            status = LoRAStatus.LOAD_ERROR if loading else LoRAStatus.SUCCESS
-            self._tell_all(adapter, Answer(status, (text,)))
+            told = Answer(LoRAStatus.LOAD_ERROR if loading else LoRAStatus.SUCCESS, (text,))
+            self._tell_all(adapter, Answer(*adapter.verdict) if adapter.verdict is not None else told)
             del self._by_name[adapter.name]
         model.adapters.clear()
         model.lanes.clear()
@@ -284,7 +286,8 @@ class AdapterBooks:
         if adapter.state not in _WANTED or adapter.losses >= MAX_LOSSES:
             return
         for worker in self._models[adapter.model].workers.values():
-            if worker.takes_adapters and worker.name not in adapter.on and worker.name not in adapter.asked:
+            can = worker.takes_adapters and worker.state is WorkerState.READY  # not those that leave
+            if can and worker.name not in adapter.on and worker.name not in adapter.asked:
                 adapter.failures.pop(worker.name, None)
                 adapter.asked[worker.name] = self._send(worker.name, _LOAD, adapter.name, adapter.path)
 

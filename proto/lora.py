@@ -17,8 +17,9 @@ from ..errors import InvalidRequest
 LORA_REQUEST_ENDPOINT = "lora_request"
 LORA_RESPONSE_ENDPOINT = "lora_response"
 
-#: Adapters of one model, whatever its pipeline allows; characters of a name, and of a path.
-MAX_LORAS = 1024
+#: Adapters of one model, whatever its pipeline allows: with the longest names and paths, READY tells them all.
+MAX_LORAS = 512
+#: Characters of a name, and of a path.
 MAX_LORA_NAME_CHARS = 256
 MAX_LORA_PATH_CHARS = 4096
 

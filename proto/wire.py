@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import ProtocolError, VersionMismatch
+from .lora import MAX_LORA_NAME_CHARS, MAX_LORA_PATH_CHARS, MAX_LORAS
 
 #: Raised by one whenever an old peer could misread a message.
 WIRE_VERSION = 1
@@ -37,8 +38,8 @@ Word = Annotated[str, Meta(max_length=64)]
 #: What a peer speaks: see FEATURES.
 Features = Annotated[list[Word], Meta(max_length=64)]
 #: The name of an adapter, or of its model, or none; where its files are, on the worker's host.
-AdapterName = Annotated[str, Meta(max_length=256)]
-AdapterPath = Annotated[str, Meta(max_length=4096)]
+AdapterName = Annotated[str, Meta(max_length=MAX_LORA_NAME_CHARS)]
+AdapterPath = Annotated[str, Meta(max_length=MAX_LORA_PATH_CHARS)]
 #: Seconds, never NaN or infinite: up to some thirty years.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 #: Seconds left or taken, by clocks that may disagree.
@@ -201,7 +202,7 @@ class Ready(Message, frozen=True, tag="READY"):
     max_queued_bytes: Annotated[int, Meta(ge=1)] = 8 << 30
     running: list[Running] = []
     features: Features = []
-    adapters: Annotated[list[LoadedAdapter], Meta(max_length=1024)] = []
+    adapters: Annotated[list[LoadedAdapter], Meta(max_length=MAX_LORAS)] = []
 
 
 class LoraDone(Message, frozen=True, tag="LORA_DONE"):

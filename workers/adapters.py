@@ -100,7 +100,6 @@ class AdapterDesk:
             status=done.status.value,
             text=clean_text(text[:_MAX_TEXT], _MAX_TEXT),
         )
-        with self._lock:
-            wanted = self._life == life
-        if wanted:
-            self._post(answer)
+        with self._lock:  # so that it leaves before READY, or not at all: the next coordinator counts anew
+            if self._life == life:
+                self._post(answer)

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 import tensoryard as ty
 from tensoryard import errors, faults
+from tensoryard.deploy import cli
 from tensoryard.proto import LoRAStatus
 from tensoryard.proto.status import AdapterStatus
 from tensoryard.workers.device import select_device
@@ -177,6 +179,62 @@ def test_each_outcome(client: ty.Client, folders: dict[str, Path], tmp_path: Pat
         client.load_lora("x", "", model="small")
 
 
+def test_a_change_of_what_runs_keeps_the_adapters(folders: dict[str, Path], eventually: Callable[..., None]) -> None:
+    """All workers are replaced under load: each request with the adapter is answered, and as before."""
+    with ty.local([DEPLOYMENT], runtime="process") as yard, yard.connect() as client:
+        yard.wait_ready()
+        load(client, folders, "one")
+        expected, found = tokens(client, "one", 1), []
+        stop = threading.Event()
+
+        def traffic() -> None:
+            while not stop.is_set():
+                try:
+                    found.append(tokens(client, "one", 1))
+                except errors.TensoryardError as error:
+                    found.append(error)
+
+        thread = threading.Thread(target=traffic)
+        thread.start()
+        try:
+            yard.deploy([msgspec.structs.replace(DEPLOYMENT, max_wait_ms=0.5)])
+            yard.wait_ready()
+            eventually(lambda: adapters(client)["one"].workers == 2, "the new ones have it, the old ones are gone")
+            answered = len(found)
+            eventually(lambda: len(found) > answered + 2, "some more are answered")
+        finally:
+            stop.set()
+            thread.join(60)
+        assert [answer for answer in found if answer != expected] == []
+
+
+def test_by_the_command_line(
+    client: ty.Client, folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded, listed, shown by `status`, asked, unloaded; and a failure is one line and an exit code."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main([*arguments, "--address", client.address])
+        seen = capsys.readouterr()
+        return code, seen.out, seen.err
+
+    monkeypatch.chdir(folders["one"].parent)
+    code, out, _ = run("lora", "load", "tone", "one", "--model", "small")
+    assert (code, out) == (0, "the adapter 'tone' is loaded on 2 workers of model 'small'\n")
+    code, out, _ = run("lora", "ls")
+    assert code == 0
+    assert out.splitlines()[-1].split() == ["tone", "small", "loaded", "2", "0", str(folders["one"])]
+    assert out.splitlines()[-1] in run("status")[1]
+    assert json.loads(run("lora", "ls", "--model", "small", "--json")[1])["small"][0]["name"] == "tone"
+    code, out, _ = run("submit", "tone", PROMPT, "--option", "max_new_tokens=5")
+    assert code == 0
+    code, _, err = run("lora", "load", "tone", "two", "--model", "small")
+    assert code == 1
+    assert err.startswith("tensoryard: error: load_name_exists: the adapter 'tone'")
+    assert run("lora", "unload", "tone")[:2] == (0, "the adapter 'tone' is unloaded\n")
+    assert run("lora", "ls")[1] == "no adapter is loaded\n"
+
+
 def test_in_an_event_loop(client: ty.Client, folders: dict[str, Path]) -> None:
     """The same verbs to await."""
 
@@ -265,5 +323,24 @@ def test_a_new_coordinator_knows_the_adapters(
         assert after.result(60).tokens == wanted[0]
         eventually(lambda: adapters(client)["one"].workers == 2, "both workers have told of it")
         assert client.unload_lora("one").status is LoRAStatus.SUCCESS
+        with pytest.raises(errors.UnknownModel):
+            tokens(client, "one", 1)
+
+
+@pytest.mark.parametrize("point", ["on_lora", "on_lora_done", "before_report"])
+def test_a_coordinator_killed_in_the_midst_of_it_hangs_nobody(
+    armed: tuple[ty.Yard, faults.Orders], point: str, folders: dict[str, Path], eventually: Callable[..., None]
+) -> None:
+    """The wish goes to its successor as well, and is fulfilled once: loading, then unloading."""
+    yard, orders = armed
+    with yard.connect() as client:
+        orders.give(f"coordinator.{point}", "kill")
+        load(client, folders, "one")
+        assert orders.reached(f"coordinator.{point}")
+        assert tokens(client, "one", 1)
+        eventually(lambda: adapters(client)["one"].workers == 2, "both workers have it")
+        orders.give(f"coordinator.{point}", "kill")
+        done = client.unload_lora("one")
+        assert done.status in (LoRAStatus.SUCCESS, LoRAStatus.UNLOAD_NAME_NONEXISTENT), done.message
         with pytest.raises(errors.UnknownModel):
             tokens(client, "one", 1)

@@ -278,6 +278,15 @@ def test_a_worker_that_cannot_unload_is_told_of(yard):
     assert yard.state() is None
 
 
+def test_without_workers_it_is_unloaded_at_once(yard):
+    """Nobody has it, and nobody will load it."""
+    yard.expect("m")
+    loaded(yard, "a")
+    yard.gone("a")
+    assert yard.answers(yard.unload()) == [(2, OK)]
+    assert asked(yard.start("b")) == []
+
+
 def test_one_thing_at_a_time(yard):
     """What is being loaded is not unloaded, and what is being unloaded is not loaded, until that is done."""
     yard.start("a")
@@ -434,6 +443,22 @@ def test_a_stale_answer_changes_nothing(yard):
     assert yard.router.adapters.named("x").asked.keys() == {"a", "b"}
 
 
+def test_who_leaves_is_not_asked_and_kills_nothing(yard):
+    """A worker that drains loads nothing more; that it goes in the midst of a load is not the adapter's doing."""
+    yard.expect("m")
+    yard.start("stays")
+    for number in range(4):
+        yard.start(f"w{number}")
+        yard.load(f"x{number}", f"/{number}")
+        yard.drain(f"w{number}")
+        yard.gone(f"w{number}", "left")
+    yard.start("leaves")
+    yard.drain("leaves")
+    assert ("leaves", "load") not in asked(yard.load())
+    yard.all_done()
+    assert [status for _, status in yard.answers()] == [OK] * 5
+
+
 # -- any course -------------------------------------------------------------------------------------------------------
 
 
@@ -466,12 +491,9 @@ class World:
     def step(self):
         yard, pick = self.yard, self.random.random()
         if pick < 0.08 or not self.has:
-            self.workers += 1
-            name = f"w{self.workers}"
-            self.has[name], self.holds[name] = set(), []
-            adapters = [("x", "/x")] if self.random.random() < 0.2 else []
-            self.has[name].update(path for path, _ in adapters)
-            self.look(yard.start(name, credits=2, adapters=tuple(adapters)))
+            self.start_worker()
+        elif pick < 0.10:
+            self.look(yard.drain(self.random.choice(list(self.has))))
         elif pick < 0.13 and len(self.has) > 1:
             worker = self.random.choice(list(self.has))
             del self.has[worker], self.holds[worker]
@@ -500,6 +522,14 @@ class World:
             for worker in list(self.has):
                 yard.beat(worker, progress=self.random.randrange(1 << 40))
             self.look(yard.tick())
+
+    def start_worker(self):
+        self.workers += 1
+        name = f"w{self.workers}"
+        self.has[name], self.holds[name] = set(), []
+        adapters = [("x", "/x")] if self.random.random() < 0.2 else []
+        self.has[name].update(path for path, _ in adapters)
+        self.look(self.yard.start(name, credits=2, adapters=tuple(adapters)))
 
     def obey(self, worker):
         question = next(each for each in self.yard.questions if each.worker == worker)
@@ -534,6 +564,8 @@ def test_any_course(seed):
     world = World(seed)
     for _ in range(400):
         world.step()
+    world.settle()
+    world.start_worker()
     world.settle()
     assert not world.yard.router.requests, "a request waits for nothing"
     world.yard.at += 60.0

@@ -19,6 +19,7 @@ from tensoryard.errors import ProtocolError, VersionMismatch
 from tensoryard.proto import wire
 from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.embeddings import EmbeddingsRequest
+from tensoryard.proto.lora import MAX_LORAS
 from tensoryard.proto.request import RequestID
 
 ROOT = Path(__file__).parents[2]
@@ -304,6 +305,15 @@ def test_w_07_an_envelope_is_at_most_4_mib():
     for longer in (msgpack.packb(["DISCONNECT", b"\0" * (padding + 1)]), memoryview(longest + b"\0")):
         with pytest.raises(ProtocolError, match=r"4194305 bytes is over the limit of 4194304"):
             wire.decode(wire.TO_COORDINATOR, longer)
+
+
+def test_a_ready_of_many_adapters_is_an_envelope():
+    """As many as may be, with paths as long as Linux has them and the longest names, fit into one."""
+    adapter = wire.LoadedAdapter(lora_name="\U0001f600" * 256, lora_path="p" * 4096)
+    ready = least(wire.Ready, adapters=[adapter] * MAX_LORAS)
+    assert len(wire.encode(ready)) < wire.MAX_ENVELOPE_BYTES
+    assert_taken(wire.Ready, ready)
+    assert_refused(wire.Ready, least(wire.Ready, adapters=[adapter] * (MAX_LORAS + 1)))
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------

@@ -224,7 +224,8 @@ COORDINATOR = [
     Bound(
         what="requests that wait until the fleet has spoken",
         bound=f"{number(waiting_room.MAX_LETTERS)}, of one client {setting('max_in_flight')}; "
-        f"{setting('max_kept_bytes')}; for at most {setting('settle_s')}",
+        f"{setting('max_kept_bytes')}; for at most {setting('settle_s')}, and as long again for the first worker of "
+        "each model where the name may be an adapter's",
         rule="`Overloaded`",
         seen="`status`: `waiting_for_fleet`",
         holds=(
@@ -236,6 +237,7 @@ COORDINATOR = [
             "tests/coordinator/test_waiting_room.py::test_bytes_are_bounded",
             "tests/coordinator/test_waiting_room.py::test_requests_are_bounded",
             "tests/coordinator/test_waiting_room.py::test_one_client_does_not_take_all_the_room",
+            "tests/coordinator/test_broker.py::test_a_name_that_stays_unknown_is_told_after_a_time",
         ),
     ),
     Bound(

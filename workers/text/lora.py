@@ -143,26 +143,31 @@ class Adapters:
 class AdapterBatch:
     """The adapters of one step, made once per step.
 
-    `rows`: which rows of the hidden states each has, int64. `multiply(rows, matrix)`: a product of which each row has
-    the same bits whatever other rows there are, so that a request with an adapter depends on its neighbours as little
-    as others do.
+    `rows`: which rows of the hidden states each has, int64, ascending. `multiply(rows, down, up)`: their product, of
+    which each row has the same bits whatever other rows there are, so that a request with an adapter depends on its
+    neighbours as little as others do.
     """
 
     def __init__(
         self,
         device: Device,
         rows: Sequence[tuple[Adapter, npt.NDArray[Any]]],
-        multiply: Callable[[Any, Any], Any] | None = None,
+        multiply: Callable[[Any, Any, Any], Any] = lambda rows, down, up: rows @ down @ up,
     ) -> None:
         self._groups = [(adapter, device.to_device(at)) for adapter, at in rows]
-        self._multiply = multiply or device.xp.matmul
+        self._multiply = multiply
 
     def add(self, layer: str, inputs: Any, outputs: Any) -> Any:
         """`outputs`, float32 `(rows, out)` of a linear layer, with what adapters make of its `inputs`; in place."""
         for adapter, at in self._groups:
             part = adapter.layers.get(layer)
             if part is not None:
-                outputs[at] += self._multiply(self._multiply(inputs[at], part.down), part.up)
+                mine = inputs if len(at) == len(inputs) else inputs[at]
+                added = self._multiply(mine, part.down, part.up)
+                if mine is inputs:
+                    outputs += added
+                else:
+                    outputs[at] += added
         return outputs
 
 

@@ -61,7 +61,7 @@ class Step(NamedTuple):
     groups: list[Group]
     #: The rows whose logits are wanted, in the order of the spans given.
     wanted: Ints
-    #: The rows of each adapter that is in the step.
+    #: The rows of each adapter that is in the step, ascending.
     adapters: Sequence[tuple[Any, Ints]] = ()
 
 
@@ -88,7 +88,7 @@ def lay_out(spans: Sequence[Span], block_size: int) -> Step:
     slots = [_slots(group, at, block_size).reshape(-1) for group, at in zip(groups, places, strict=True)]
     positions = np.concatenate([at.reshape(-1) for at in places])
     wanted = _wanted(spans, widths, first_rows)
-    return Step(ids, positions, np.concatenate(slots), groups, wanted, _adapted(spans, first_rows))
+    return Step(ids, positions, np.concatenate(slots), groups, wanted, adapter_rows(spans, first_rows))
 
 
 def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
@@ -103,7 +103,7 @@ def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
     slots = group.tables[rows, numbers] * block_size + places
     wanted = rows[[span.logits > 0 for span in spans]]
     ids = np.concatenate([span.tokens for span in spans])
-    return Step(ids, starts, slots, [group], wanted, _adapted(spans, rows))
+    return Step(ids, starts, slots, [group], wanted, adapter_rows(spans, rows))
 
 
 def _parts(order: list[int], widths: list[int], reach: list[int]) -> Iterator[list[int]]:
@@ -150,15 +150,15 @@ def _wanted(spans: Sequence[Span], widths: list[int], first_rows: Ints) -> Ints:
     return wanted
 
 
-def _adapted(spans: Sequence[Span], first_rows: Ints) -> Sequence[tuple[Any, Ints]]:
-    """The rows of each adapter, in the order in which the adapters come first."""
+def adapter_rows(spans: Sequence[Span], first_rows: Ints) -> Sequence[tuple[Any, Ints]]:
+    """The rows of each adapter, in the order in which the adapters come first; `first_rows`: of each span."""
     if all(span.adapter is None for span in spans):
         return ()
     rows: dict[Any, list[Ints]] = {}
     for span, first in zip(spans, first_rows.tolist(), strict=True):
         if span.adapter is not None:
             rows.setdefault(span.adapter, []).append(np.arange(first, first + len(span.tokens)))
-    return [(adapter, np.concatenate(parts)) for adapter, parts in rows.items()]
+    return [(adapter, np.sort(np.concatenate(parts))) for adapter, parts in rows.items()]
 
 
 def bias(group: Group, length: int, window: int | None, xp: Any) -> Any:
