@@ -139,6 +139,11 @@ class TextContext:
         return self.sampling_params.min_new_tokens
 
     @property
+    def hashed_tokens(self) -> npt.NDArray[np.int64]:
+        """All tokens as a prefix cache is to tell them apart, int64 `(n,)`, read-only."""
+        return self.tokens.all
+
+    @property
     def matcher(self) -> GrammarMatcher | None:
         """The grammar's automaton; None without one, and once the grammar is no longer enforced."""
         return self._matcher

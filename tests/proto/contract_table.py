@@ -397,6 +397,10 @@ contract(
         """cache_salt=None)
         """,
     ),
+    Differs(
+        "an image may be pixels as they are, which travel by handle",
+        "field images: list[bytes | NDArray[Any]] = []",
+    ),
     Differs("placeholders without media, a salt over 512 characters and wrong kinds are refused; lists are copied"),
 )
 contract(
