@@ -6,9 +6,10 @@ small model that comes with the package (`..text.small`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,6 +29,7 @@ from ..text.engine import TextEngine
 from ..text.generation import GenerationDefaults
 from ..text.grammar import GrammarCompiler, grammar_of
 from ..text.grammar_hold import GrammarHold, hold
+from ..text.models.base import Model, ModelCache
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
 from ..text.scheduler import Scheduler
@@ -76,33 +78,54 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 DEFAULT_CACHE_BYTES = 1 << 30
 
 
+class Prompt(NamedTuple):
+    """A request's prompt in tokens, and what its context is made of beside them."""
+
+    tokens: list[int]
+    context_type: type[TextContext] = TextContext
+    fields: Mapping[str, Any] = {}
+
+
 class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
-    """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room."""
+    """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room.
+
+    Other models of the same contracts override what reads the model, and what reads a prompt.
+    """
+
+    #: See `Scheduler`; our decoders need it not.
+    whole_blocks = False
 
     def __init__(self, folder: Path, device: Device, options: DeploymentOptions) -> None:
         self._max_batch_size = options.max_batch_size
         ignored = tuple(options.ignore_config_keys)
         self.tokenizer = TextTokenizer(folder)
         self.defaults = GenerationDefaults.read(folder, ignored=ignored)
-        self.decoder = Decoder.load(folder, device, ignored_keys=ignored)
+        self.decoder, cache = self._load(folder, device, options)
         config = self.decoder.config
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ConfigError(
                 f"{folder}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {config.vocabulary}: "
                 "they do not belong together",
             )
-        cache = KVCache(config, blocks=_blocks(options, self.decoder), block_size=options.block_size, device=device)
         blocks = BlockManager(blocks=cache.blocks, block_size=cache.block_size, caching=options.prefix_cache)
         self.scheduler = Scheduler(
             blocks,
             max_tokens=options.max_step_tokens,
             max_chunk=options.max_chunk_tokens,
             max_running=options.max_batch_size,
+            whole_blocks=self.whole_blocks,
         )
         self._vocabulary = Vocabulary.from_tokenizer(self.tokenizer.backend)
         self.engine = TextEngine(self.decoder, cache, self.scheduler, self._vocabulary)
         #: Longest sequence, prompt and answer, in tokens.
         self.max_length = min(config.positions, self.defaults.max_length or config.positions, self.scheduler.capacity)
+
+    def _load(self, folder: Path, device: Device, options: DeploymentOptions) -> tuple[Model[Any], ModelCache]:
+        """The model of a folder, and room for the keys and values of its requests."""
+        decoder = Decoder.load(folder, device, ignored_keys=tuple(options.ignore_config_keys))
+        size = KVCache.block_bytes(decoder.config, options.block_size)
+        blocks = cache_blocks(options, size=size, positions=decoder.config.positions)
+        return decoder, KVCache(decoder.config, blocks=blocks, block_size=options.block_size, device=device)
 
     @property
     def max_batch_size(self) -> int:
@@ -114,9 +137,9 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
 
         InvalidRequest for what this model cannot do, or a prompt that leaves no room for an answer.
         """
-        _refuse_unsupported(request)
+        prompt = self._prompt(request)
         params = request.sampling_params
-        tokens = np.array(self._tokens(request), np.int64)
+        tokens = np.array(prompt.tokens, np.int64)
         room = self.max_length - len(tokens)
         if room < 1:
             raise InvalidRequest(
@@ -125,7 +148,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         if params.max_new_tokens == 0:
             raise InvalidRequest("`max_new_tokens` is 0: at least one token is generated")
         wanted = room if params.max_new_tokens is None else params.max_new_tokens
-        context = TextContext(
+        context = prompt.context_type(
             request_id=request.request_id,
             model_name=request.model_name,
             tokens=TokenBuffer(tokens),
@@ -136,6 +159,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             log_probabilities_echo=request.echo,
             vocab_size=self.decoder.config.vocabulary,
             cache_salt=request.cache_salt,
+            **prompt.fields,
         )
         grammar = grammar_of(request.response_format)
         if grammar is not None:
@@ -152,12 +176,16 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
         )
 
+    def _prompt(self, request: TextGenerationRequest) -> Prompt:
+        if request.images or request.videos:
+            raise InvalidRequest("this model reads text only, no images or videos")
+        return Prompt(self._tokens(request))
+
     def _tokens(self, request: TextGenerationRequest) -> list[int]:
         prompt = request.prompt
         if request.messages:
-            text = self.tokenizer.render(request.messages, tools=request.tools, options=request.chat_template_options)
             # A template writes the special tokens itself.
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            tokens = self.tokenizer.encode(self._render(request), add_special_tokens=False)
         elif isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         else:
@@ -168,6 +196,9 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         if max(tokens) >= size:
             raise InvalidRequest(f"the prompt holds the token id {max(tokens)}; ids are 0 to {size - 1}")
         return tokens
+
+    def _render(self, request: TextGenerationRequest) -> str:
+        return self.tokenizer.render(request.messages, tools=request.tools, options=request.chat_template_options)
 
     def execute(self, inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, Any]:
         """One step; requests without a token in it are not in the answer."""
@@ -188,18 +219,11 @@ def create(**options: Any) -> Llama:
     return Llama(folder, select_device(chosen.device), chosen)
 
 
-def _blocks(options: DeploymentOptions, decoder: Decoder) -> int:
-    """Blocks that the cache has."""
-    config = decoder.config
-    size = KVCache.block_bytes(config, options.block_size)
-    longest = -(-config.positions // options.block_size)
+def cache_blocks(options: DeploymentOptions, *, size: int, positions: int) -> int:
+    """Blocks that the cache has, where one takes `size` bytes and the longest sequence has so many `positions`."""
+    longest = -(-positions // options.block_size)
     if options.cache_bytes is None:
         return max(min(options.max_batch_size * longest, DEFAULT_CACHE_BYTES // size), 1)
     if options.cache_bytes < size:
         raise ConfigError(f"`cache_bytes` is {options.cache_bytes}, and one block takes {size}")
     return min(options.cache_bytes // size, options.max_batch_size * longest)
-
-
-def _refuse_unsupported(request: TextGenerationRequest) -> None:
-    if request.images or request.videos:
-        raise InvalidRequest("this model reads text only, no images or videos")

@@ -1,6 +1,6 @@
 """The step loop of text generation: plans a step, computes it, chooses tokens, and says what each request got.
 
-Joins `scheduler.py`, the decoder of `models`, the sampler of `sampling` and `turn.py`; the pipeline
+Joins `scheduler.py`, a model of `models`, the sampler of `sampling` and `turn.py`; the pipeline
 (`..pipelines.llama`) makes contexts and hands them in. Knows no tokenizer's files, sockets or clocks.
 """
 
@@ -19,9 +19,8 @@ from ...proto.text_context import TextContext
 from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
 from .answer import AnswerStream
-from .models.cache import KVCache
-from .models.decoder import Decoder
-from .models.step import Span, lay_out
+from .models.base import Model, ModelCache
+from .models.step import Span
 from .processors import Setting, request_processors
 from .sampling import Sampler, SamplingState, prompt_log_probabilities
 from .sampling.log_probabilities import join_log_probabilities
@@ -56,7 +55,9 @@ class TextEngine:
     One thread uses it.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, scheduler: Scheduler, vocabulary: Vocabulary | None) -> None:
+    def __init__(
+        self, decoder: Model[Any], cache: ModelCache, scheduler: Scheduler, vocabulary: Vocabulary | None
+    ) -> None:
         self._decoder = decoder
         self._cache = cache
         self._scheduler = scheduler
@@ -100,7 +101,13 @@ class TextEngine:
             salt = f"echo {context.request_id}" if context.log_probabilities_echo else context.cache_salt or ""
             processors = request_processors(context, self._setting)
             state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
-            sequence = self._scheduler.add(context.request_id, context.tokens.all, most=context.max_length, salt=salt)
+            sequence = self._scheduler.add(
+                context.request_id,
+                context.hashed_tokens,
+                most=context.max_length,
+                salt=salt,
+                prompt=context.first_generated,
+            )
         except TensoryardError as error:
             outputs[context.request_id] = error
             return
@@ -134,7 +141,7 @@ class TextEngine:
     def _compute(self, plan: Plan, outputs: Outputs) -> None:
         requests = [self._request(work.sequence) for work in plan.works]
         spans = [self._span(request, work) for request, work in zip(requests, plan.works, strict=True)]
-        logits = self._decoder.forward(lay_out(spans, self._cache.block_size), self._cache)
+        logits = self._decoder.compute(spans, self._cache)
         self._scheduler.computed(plan)
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
         if len(logits) != len(ready):
@@ -156,7 +163,7 @@ class TextEngine:
         context = request.context
         if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
             wanted = size
-        return Span(sequence.tokens[start : start + size], start, request.table, wanted)
+        return Span(context.tokens.all[start : start + size], start, request.table, wanted, context)
 
     def _choose(self, ready: list[_Request], logits: Any, outputs: Outputs) -> None:
         sampled = self._sampler.sample(logits, [request.state for request in ready])
@@ -179,7 +186,7 @@ class TextEngine:
         if context.is_done:
             self._scheduler.remove(context.request_id)
         else:
-            self._scheduler.append(request.sequence, context.tokens.all)
+            self._scheduler.append(request.sequence, context.hashed_tokens)
         output = context.to_generation_output()
         if deltas and context.sampling_params.detokenize:
             output.text = deltas[0].content

@@ -14,8 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...errors import ConfigError, InvalidRequest
-from ...proto.text_messages import TextGenerationRequestMessage
+from ...proto.text_messages import TextContentPart, TextGenerationRequestMessage
 from .models.config import read_json
 
 
@@ -69,8 +71,11 @@ class TextTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        in_parts: bool = False,
     ) -> str:
         """The prompt that the chat template makes of messages; `options` are further variables of the template.
+
+        `in_parts`: contents are lists of parts, images among them, as templates of models that see expect it.
 
         InvalidRequest when the template refuses them, or there is none.
         """
@@ -78,7 +83,7 @@ class TextTokenizer:
         if template is None:
             raise InvalidRequest("this model has no chat template, so it takes a `prompt` and no `messages`")
         variables = {
-            "messages": [_plain(message) for message in messages],
+            "messages": [_in_parts(message) if in_parts else _plain(message) for message in messages],
             "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": True,
@@ -136,6 +141,17 @@ def _plain(message: TextGenerationRequestMessage) -> dict[str, Any]:
         return message.flatten_content()
     except ValueError as error:
         raise InvalidRequest(f"this model reads text only: {error}") from error
+
+
+def _in_parts(message: TextGenerationRequestMessage) -> dict[str, Any]:
+    """A message as templates of models with eyes expect it: `{"type": "image"}` where an image belongs."""
+    content = [TextContentPart(text=message.content)] if isinstance(message.content, str) else message.content
+    shown = [
+        {"type": "text", "text": part.text} if isinstance(part, TextContentPart) else {"type": part.type}
+        for part in content
+    ]
+    plain = msgspec.structs.replace(message, content="").flatten_content()
+    return plain | {"content": shown}
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:

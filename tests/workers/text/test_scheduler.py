@@ -199,3 +199,31 @@ class Scheduling(RuleBasedStateMachine):
 
 TestScheduling = Scheduling.TestCase
 TestScheduling.settings = settings(max_examples=150, stateful_step_count=30)
+
+
+def test_in_whole_blocks_chunks_end_where_blocks_do():
+    """Whatever budget the others leave; what does not reach a block's end waits for the next step."""
+    scheduler = make(max_tokens=10, whole_blocks=True)
+    scheduler.add("a", ids(3), most=20)
+    scheduler.add("b", ids(18, 100), most=30)
+    assert told(step(scheduler)) == [("a", 0, 3, True), ("b", 0, 4, False)]
+    assert told(step(scheduler)) == [("a", 3, 1, True), ("b", 4, 8, False)]
+    scheduler.add("c", ids(6, 50), most=30)
+    assert told(step(scheduler)) == [("a", 4, 1, True), ("b", 12, 6, True)]
+    assert told(step(scheduler)) == [("a", 5, 1, True), ("b", 18, 1, True), ("c", 0, 6, True)]
+    scheduler.check_invariants()
+
+
+def test_in_whole_blocks_prompts_alone_are_shared():
+    """What was generated is neither found by others nor, after preemption, by who generated it."""
+    scheduler = make(whole_blocks=True)
+    scheduler.add("a", ids(8), most=20, prompt=8)
+    for _ in range(10):
+        step(scheduler)
+    scheduler.remove("a")
+    scheduler.add("b", ids(18), most=20)
+    assert step(scheduler).works[0].start == 8
+    scheduler.remove("b")
+    moved = scheduler.add("c", ids(18), most=20, prompt=5)
+    step(scheduler)
+    assert moved.cached == 4

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ....proto.text_context import TextContext
+
 Ints = npt.NDArray[np.int64]
 
 #: Blocks of padding that a group of spans may have, all together: about what the calls of one more group cost.
@@ -23,13 +25,15 @@ class Span(NamedTuple):
     """Adjacent tokens of one request: `tokens` (int64 `(n,)`) lie at positions `start`, `start + 1` and so on.
 
     `table`: the numbers of the request's blocks, int64, at least as far as its last token here. `logits`: of so many of
-    the last tokens logits are wanted; none of a prompt's chunk that is not its last.
+    the last tokens logits are wanted; none of a prompt's chunk that is not its last. `context`: whose they are, for
+    models that look at more than tokens.
     """
 
     tokens: Ints
     start: int
     table: Ints
     logits: int = 1
+    context: TextContext | None = None
 
 
 class Group(NamedTuple):

@@ -1,0 +1,208 @@
+"""Tiny random checkpoints of `transformers`, with a tokenizer made here; nothing is downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+SPECIAL = ["<|end|>", "<image>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
+END, IMAGE, PAD = 256, 257, 259
+VOCABULARY = 256 + len(SPECIAL)
+
+#: Of each architecture: its config's class, and sizes.
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+}
+GQA = {**SIZES, "num_key_value_heads": 2}
+OLD = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+ARCHITECTURES = {
+    "gpt2": ("GPT2Config", OLD),
+    "gptj": ("GPTJConfig", {**OLD, "rotary_dim": 4}),
+    "opt": ("OPTConfig", {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "gpt_neox": ("GPTNeoXConfig", SIZES),
+    "phi": ("PhiConfig", SIZES),
+    "gemma": ("GemmaConfig", {**GQA, "head_dim": 8}),
+    "gemma2-windows": ("Gemma2Config", {**GQA, "head_dim": 8, "sliding_window": 9}),
+    "gpt_neo-windows": (
+        "GPTNeoConfig",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 8,
+            "max_position_embeddings": 256,
+        },
+    ),
+    "bloom-no-positions": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "mixtral": ("MixtralConfig", {**GQA, "num_local_experts": 4}),
+}
+
+CHAT = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}IMAGE{% else %}{{ p.text }}{% endif %}{% endfor %}{% endif %}\n{% endfor %}assistant:"
+)
+
+
+def libraries():
+    """torch and transformers, or a skipped test."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'tensoryard[hf]'")
+    return torch, pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+def tokenizer(transformers):
+    """One token for each byte, and the special ones."""
+    import tokenizers
+
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    made = tokenizers.Tokenizer(tokenizers.models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.add_special_tokens(SPECIAL)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=SPECIAL[0], pad_token=SPECIAL[0])
+
+
+def lively(torch, model):
+    """Biases and gains that are seen to be used."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def write_text_model(folder, name, *, dtype=None):
+    """A text model's folder; the library's model, read back."""
+    torch, transformers = libraries()
+    kind, fields = ARCHITECTURES[name]
+    torch.manual_seed(3)
+    ends = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": None}
+    config = getattr(transformers, kind)(**{"vocab_size": VOCABULARY, "initializer_range": 0.3, **ends, **fields})
+    model = lively(torch, transformers.AutoModelForCausalLM.from_config(config))
+    (model if dtype is None else model.to(dtype)).save_pretrained(folder)
+    tokenizer(transformers).save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+
+
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "initializer_range": 0.3,
+    "eos_token_id": END,
+    "bos_token_id": None,
+    "pad_token_id": None,
+    **GQA,
+}
+
+
+def write_llava(folder):
+    """A LLaVA: CLIP's encoder, a projector, a Llama; images are 28 by 28 pixels, 4 tokens each."""
+    torch, transformers = libraries()
+    torch.manual_seed(4)
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=16,
+    )
+    config = transformers.LlavaConfig(
+        vision_config=vision,
+        text_config=transformers.LlamaConfig(**TEXT),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        eos_token_id=END,
+    )
+    model = lively(torch, transformers.LlavaForConditionalGeneration(config))
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_2.weight.mul_(20)  # images are to matter
+    model.save_pretrained(folder)
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    processor = transformers.LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        tokenizer=tokenizer(transformers),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    )
+    processor.save_pretrained(folder)
+    return transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def write_qwen2_vl(folder):
+    """A Qwen2-VL: an encoder whose images have a size of their own, and positions by rows and columns."""
+    torch, transformers = libraries()
+    torch.manual_seed(5)
+    config = transformers.Qwen2VLConfig(
+        vision_config={
+            "depth": 2,
+            "embed_dim": 16,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        text_config={
+            **TEXT,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+        },
+        image_token_id=PAD,
+        video_token_id=PAD + 2,
+        vision_start_token_id=PAD - 1,
+        vision_end_token_id=PAD + 1,
+        eos_token_id=END,
+    )
+    model = lively(torch, transformers.Qwen2VLForConditionalGeneration(config))
+    with torch.no_grad():
+        model.model.visual.merger.mlp[-1].weight.mul_(20)
+    model.save_pretrained(folder)
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    Qwen2VLImageProcessorPil(
+        patch_size=14, merge_size=2, size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 12}
+    ).save_pretrained(folder)
+    made = tokenizer(transformers)
+    made.chat_template = CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    made.save_pretrained(folder)
+    return transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder).eval()
+
+
+VISION = {"llava": write_llava, "qwen2_vl": write_qwen2_vl}
+
+
+def picture(seed, height=40, width=60):
+    """Pixels, uint8 `(height, width, 3)`."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def theirs(model, folder, name, text, images, new):
+    """The tokens that transformers generates by itself, greedily; `text` has the placeholders already."""
+    torch, transformers = libraries()
+    given = {}
+    if name == "llava":
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+        given = dict(processor(text=[text], images=images or None, return_tensors="pt", add_special_tokens=False))
+    else:
+        words = transformers.AutoTokenizer.from_pretrained(folder)
+        if images:
+            given = dict(transformers.AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt"))
+            for grid in given["image_grid_thw"]:
+                rows = int(grid.prod()) // 4
+                text = text.replace("<|image_pad|>", "<|placeholder|>" * rows, 1)
+            text = text.replace("<|placeholder|>", "<|image_pad|>")
+        ids = words(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if images:
+            given["mm_token_type_ids"] = (ids == PAD).int()
+    with torch.no_grad():
+        found = model.generate(**given, max_new_tokens=new, do_sample=False, pad_token_id=END)
+    return found[0, given["input_ids"].shape[1] :].tolist()
