@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def yard(runtime_folder: Path, models: dict[str, tuple[Path, Any]]) -> Iterator[
             task=ty.PipelineTask.TEXT_GENERATION,
             pipeline="tensoryard.workers.pipelines.hf:create",
             options={"model_dir": str(folder), "device": "cpu", "max_images": 3},
+            replicas=2 if name == "qwen2_vl" else 1,
             max_wait_ms=0.0,
         )
         for name, (folder, _) in models.items()
@@ -130,6 +133,25 @@ def request(question: list[dict[str, Any]], how: dict[str, Any]) -> ty.TextGener
 
     fields = dict(how)
     return text_request(question, fields.pop("model"), fields)
+
+
+def test_a_killed_worker_breaks_no_stream(client: ty.Client, eventually: Callable[..., None]) -> None:
+    """With a worker killed in mid-stream, who asked about an image sees the text that it sees without."""
+    how = {"model": "qwen2_vl", "temperature": 0.8, "seed": 5, "max_new_tokens": 120, "ignore_eos": True}
+    questions = [request(messages(picture(seed, 240, 240)), how) for seed in range(4)]
+    wanted = [client.submit(question).result(60).tokens for question in questions]
+    streams = [iter(client.submit(request(messages(picture(seed, 240, 240)), how))) for seed in range(4)]
+    began = [[next(stream) for _ in range(3)] for stream in streams]
+    victim = max(workers_of(client, "qwen2_vl"), key=lambda worker: worker.in_flight)
+    assert victim.in_flight
+    os.kill(victim.pid, signal.SIGKILL)
+    parts = [[*begin, *rest] for begin, rest in zip(began, streams, strict=True)]
+    assert [[token for part in stream for token in part.tokens] for stream in parts] == wanted
+    eventually(lambda: all(model.is_ready for model in client.status().models), "the killed one is replaced")
+
+
+def workers_of(client: ty.Client, name: str) -> Sequence[Any]:
+    return next(model.workers for model in client.status().models if model.model == name)
 
 
 def test_memory_of_images_comes_back(client: ty.Client) -> None:

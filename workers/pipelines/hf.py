@@ -75,13 +75,13 @@ class HuggingFace(Llama):
     def _load(self, folder: Path, device: Device, options: DeploymentOptions) -> tuple[Model[Any], ModelCache]:
         how, place = self._options, self._torch_device
         model = load(folder, dtype=how.dtype, torch_device=place, trust_remote_code=how.trust_remote_code)
-        positions = how.max_length or longest(model)
-        if positions is None:
+        known = [length for length in (how.max_length, longest(model)) if length is not None]
+        if not known:
             raise ConfigError(f"{folder} does not say how long its sequences may be: set the option `max_length`")
-        wrapped = HfModel(model, torch_device=place, device=device, positions=positions, together=how.together)
+        wrapped = HfModel(model, torch_device=place, device=device, positions=min(known), together=how.together)
         require_same(wrapped)
         size = wrapped.config.token_bytes(wrapped.dtype.itemsize) * options.block_size
-        blocks = cache_blocks(options, size=size, positions=positions)
+        blocks = cache_blocks(options, size=size, positions=min(known))
         return wrapped, wrapped.cache(blocks=blocks, block_size=options.block_size)
 
     def _processor(self, folder: Path) -> HfProcessor | None:

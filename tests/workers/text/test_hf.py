@@ -1,19 +1,20 @@
 """Models of transformers behind our loop: the library's own text, whatever runs beside; others are refused."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from tensoryard.errors import ConfigError
-from tensoryard.proto import GenerationStatus, SamplingParams, TextGenerationRequest
+from tensoryard.proto import GenerationStatus, SamplingParams, TextGenerationRequest, TextGenerationResponseFormat
 from tensoryard.workers.device import select_device
 
 from .hf_tiny import ARCHITECTURES, END, VOCABULARY, libraries, write_text_model
 
 torch, transformers = libraries()
 
-from tensoryard.workers.pipelines import hf  # noqa: E402 - only where they are installed
+from tensoryard.workers.pipelines import hf, llama  # noqa: E402 - only where they are installed
 from tensoryard.workers.text.models.hf import HfModel  # noqa: E402
 from tensoryard.workers.text.models.hf_check import require_same  # noqa: E402
 from tensoryard.workers.torch_arrays import to_ours, to_torch  # noqa: E402
@@ -147,6 +148,31 @@ def test_what_was_generated_is_not_shared(gpt2):
     context = served.new_context(ask(prompt + answer, 2))
     served.engine.step([context])
     assert context.cached_prefix_length == len(prompt) // 16 * 16
+
+
+def test_the_shipped_model_says_the_same():
+    """Our own decoder and the library's, in the same loop: the same greedy text."""
+    ours = llama.create(device="cpu")
+    theirs = hf.create(model_dir=str(llama.SMALL_MODEL), device="cpu", dtype="float32")
+    requests = [ask(ours.tokenizer.encode(text), 40) for text in ("# os.walk(top)\n", "# shelf.find(self)\n")]
+    assert run(theirs, requests) == run(ours, requests)
+
+
+def test_an_answer_is_held_to_a_grammar(gpt2):
+    """Structured output is the loop's."""
+    pytest.importorskip("llguidance", reason="structured output needs llguidance: pip install 'tensoryard[text]'")
+    served = pipeline(gpt2[1])
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    format_ = TextGenerationResponseFormat(type="json_schema", json_schema=schema, grammar_enforced=True)
+    params = SamplingParams(temperature=0.8, seed=1, max_new_tokens=100)
+    request = TextGenerationRequest(model_name="m", prompt="say", sampling_params=params, response_format=format_)
+    (tokens,) = run(served, [request])
+    assert json.loads(served.tokenizer.decode(tokens)) in ({"ok": True}, {"ok": False})
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
