@@ -5,6 +5,7 @@ Only adapters of models that torch computes come here; torch is imported when th
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError
-from .device import PREFERENCES, PROBE_TIMEOUT_S, Device, probe, select_device
+from .device import PREFERENCES, PROBE_TIMEOUT_S, Device, driver_problem, probe, select_device
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,12 @@ def select_devices(preference: str) -> tuple[str, Device]:
     return "cuda", select_device("auto")
 
 
+@functools.cache
 def _cuda_problem() -> str | None:
     """Why torch cannot compute on a GPU; None where it can. The first CUDA call is made by a child process."""
+    problem = driver_problem()
+    if problem is not None:
+        return problem
     if library("torch").version.cuda is None:
         return "this build of torch has no CUDA"
     problem = probe(_PROBE, timeout_s=PROBE_TIMEOUT_S)

@@ -17,7 +17,6 @@ torch, transformers = libraries()
 from tensoryard.workers.pipelines import hf, llama  # noqa: E402 - only where they are installed
 from tensoryard.workers.text.models.hf import HfModel  # noqa: E402
 from tensoryard.workers.text.models.hf_check import require_same  # noqa: E402
-from tensoryard.workers.torch_arrays import to_ours, to_torch  # noqa: E402
 
 LONG = {"max_length": 256}
 
@@ -267,13 +266,3 @@ def test_pickled_weights_and_code_stay_unread(gpt2, tmp_path):
     with pytest.raises(ConfigError, match="safetensors"):
         hf.create(model_dir=str(tmp_path), device="cpu")
     assert not hf.HfOptions(model_dir="x").trust_remote_code
-
-
-def test_arrays_join_without_a_copy():
-    """An array and a tensor on the CPU are the same memory, both ways, read-only arrays too."""
-    array = np.arange(6, dtype=np.float32)
-    array.flags.writeable = False
-    tensor = to_torch(array, "cpu")
-    assert tensor.data_ptr() == array.ctypes.data
-    made = torch.ones(3)
-    assert to_ours(made, select_device("cpu")).ctypes.data == made.data_ptr()
