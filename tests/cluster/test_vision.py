@@ -40,7 +40,7 @@ def yard(runtime_folder: Path, models: dict[str, tuple[Path, Any]]) -> Iterator[
             model=name,
             task=ty.PipelineTask.TEXT_GENERATION,
             pipeline="tensoryard.workers.pipelines.hf:create",
-            options={"model_dir": str(folder), "device": "cpu", "max_images": 3},
+            options={"model_dir": str(folder), "device": "cpu", "threads": 1, "max_images": 3},
             replicas=2 if name == "qwen2_vl" else 1,
             max_wait_ms=0.0,
         )

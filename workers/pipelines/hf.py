@@ -39,6 +39,8 @@ class HfOptions(DeploymentOptions, frozen=True, kw_only=True, forbid_unknown_fie
     #: Whether sequences of a step are computed in the same products: much faster on a GPU, but then an answer depends,
     #: where two tokens are as good as equally likely, on who else was there.
     together: bool = False
+    #: Threads that torch computes with on a CPU; None: one for each core, which is too many beside other workers.
+    threads: int | None = None
     #: Longest sequence in tokens; None: as many as the model was made for.
     max_length: int | None = None
     #: Most images in a request, and most pixels of one.
@@ -51,6 +53,7 @@ class HfOptions(DeploymentOptions, frozen=True, kw_only=True, forbid_unknown_fie
             raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.model_dir is None:
             raise ValueError("`model_dir` must name the model's folder")
+        require_within("threads", self.threads or 1, 1, 1024)
         require_within("max_length", self.max_length or 1, 1, 1 << 30)
         require_within("max_images", self.max_images, 0, 1024)
         require_within("max_image_pixels", self.max_image_pixels, 1, 1 << 30)
@@ -129,8 +132,9 @@ def create(**options: Any) -> HuggingFace:
     Raises ConfigError for a wrong option, a model that cannot be served, and where a library is missing.
     """
     chosen = read_options(HfOptions, options, pipeline="hf")
-    for name in ("torch", "transformers"):
-        library(name)
+    torch, _ = library("torch"), library("transformers")
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
     torch_device, device = select_devices(chosen.device)
     return HuggingFace(Path(chosen.model_dir or "").expanduser(), torch_device, device, chosen)
 

@@ -51,7 +51,10 @@ CHAT = (
 def libraries():
     """torch and transformers, or a skipped test."""
     torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'tensoryard[hf]'")
-    return torch, pytest.importorskip("transformers", reason="transformers is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    # On a busy machine threads wait for each other longer than they compute.
+    torch.set_num_threads(1)
+    return torch, transformers
 
 
 def tokenizer(transformers):

@@ -25,7 +25,7 @@ def made(request, tmp_path_factory):
 
 
 def pipeline(folder, **options):
-    return hf.create(model_dir=str(folder), device="cpu", **options)
+    return hf.create(model_dir=str(folder), device="cpu", threads=1, **options)
 
 
 def ask(images, texts=("look: ", " and ", " what?"), new=16, ignore_eos=False, **more):
@@ -54,7 +54,7 @@ def run(served, requests):
 
 def wanted(made, request, pictures, new=16):
     name, folder, model = made
-    text = hf.create(model_dir=str(folder), device="cpu", max_images=8)._render(request)
+    text = pipeline(folder)._render(request)
     return theirs(model, folder, name, text, pictures, new)
 
 
