@@ -125,6 +125,11 @@ class HuggingFace(Llama):
             in_parts=self.processor is not None,
         )
 
+    def _encode_chat(self, text: str) -> list[int]:
+        # Templates of processors leave the first token to the tokenizer, unless they begin with it.
+        begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        return self.tokenizer.encode(text, add_special_tokens=self.processor is not None and not begun)
+
 
 def create(**options: Any) -> HuggingFace:
     """The pipeline of a deployment; see `HfOptions`.

@@ -184,8 +184,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
     def _tokens(self, request: TextGenerationRequest) -> list[int]:
         prompt = request.prompt
         if request.messages:
-            # A template writes the special tokens itself.
-            tokens = self.tokenizer.encode(self._render(request), add_special_tokens=False)
+            tokens = self._encode_chat(self._render(request))
         elif isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         else:
@@ -199,6 +198,10 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
 
     def _render(self, request: TextGenerationRequest) -> str:
         return self.tokenizer.render(request.messages, tools=request.tools, options=request.chat_template_options)
+
+    def _encode_chat(self, text: str) -> list[int]:
+        # A template writes the special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def execute(self, inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, Any]:
         """One step; requests without a token in it are not in the answer."""

@@ -163,7 +163,7 @@ class TextEngine:
         context = request.context
         if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
             wanted = size
-        return Span(context.tokens.all[start : start + size], start, request.table, wanted, context)
+        return Span(context.tokens.all[start : start + size], start, request.table, wanted, context=context)
 
     def _choose(self, ready: list[_Request], logits: Any, outputs: Outputs) -> None:
         sampled = self._sampler.sample(logits, [request.state for request in ready])

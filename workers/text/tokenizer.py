@@ -1,7 +1,8 @@
 """A model's tokenizer and chat template: text to token ids and back, and messages to the text of a prompt.
 
 Reads `tokenizer.json` with the `tokenizers` library, and the template (Jinja, in its sandbox) from
-`chat_template.jinja` or `tokenizer_config.json`; the pipeline builds contexts with it. It knows no sampling.
+`chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`; the pipeline builds contexts with it. It knows
+no sampling.
 """
 
 from __future__ import annotations
@@ -119,10 +120,17 @@ class TextTokenizer:
         path = self._folder / "chat_template.jinja"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-        found = self._config.get("chat_template")
+        # Where processors kept theirs until they shared that file.
+        path = self._folder / "chat_template.json"
+        found = (read_json(path) if path.is_file() else self._config).get("chat_template")
         if isinstance(found, list):  # several by name; the one that is meant is called `default`
             found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
         return found
+
+    @property
+    def bos_token(self) -> str:
+        """The text of the token that begins prompts; empty where none is named."""
+        return self._special_tokens["bos_token"]
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-SPECIAL = ["<|end|>", "<image>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
+SPECIAL = ["<|end|>", "<image>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>", "<s>"]
 END, IMAGE, PAD = 256, 257, 259
 VOCABULARY = 256 + len(SPECIAL)
 
@@ -57,8 +57,8 @@ def libraries():
     return torch, transformers
 
 
-def tokenizer(transformers):
-    """One token for each byte, and the special ones."""
+def tokenizer(transformers, *, begins=False):
+    """One token for each byte, and the special ones; `begins`: prompts begin with one of those."""
     import tokenizers
 
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
@@ -66,7 +66,12 @@ def tokenizer(transformers):
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = tokenizers.decoders.ByteLevel()
     made.add_special_tokens(SPECIAL)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token=SPECIAL[0], pad_token=SPECIAL[0])
+    ends = {"eos_token": SPECIAL[0], "pad_token": SPECIAL[0]}
+    if begins:
+        begin = ("<s>", made.token_to_id("<s>"))
+        made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[begin])
+        ends["bos_token"] = "<s>"
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **ends)
 
 
 def lively(torch, model):
@@ -129,7 +134,7 @@ def write_llava(folder):
 
     processor = transformers.LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
-        tokenizer=tokenizer(transformers),
+        tokenizer=tokenizer(transformers, begins=True),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -193,7 +198,7 @@ def theirs(model, folder, name, text, images, new):
     given = {}
     if name == "llava":
         processor = transformers.AutoProcessor.from_pretrained(folder)
-        given = dict(processor(text=[text], images=images or None, return_tensors="pt", add_special_tokens=False))
+        given = dict(processor(text=[text], images=images or None, return_tensors="pt"))
     else:
         words = transformers.AutoTokenizer.from_pretrained(folder)
         if images:

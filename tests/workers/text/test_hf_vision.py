@@ -1,6 +1,8 @@
 """Images among the words: the library's own text, whole or in chunks, found again or not; bad ones fail alone."""
 
 import io
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -87,12 +89,26 @@ def test_another_image_is_another_text(made):
     assert len({tuple(answer) for answer in answers}) == 4
 
 
+def test_a_template_may_begin_a_prompt_itself(made, tmp_path):
+    """The first token comes once, from the template or the tokenizer; templates lie where processors once put them."""
+    name, folder, _ = made
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    template = (tmp_path / "chat_template.jinja").read_text()
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ bos_token }}" + template}))
+    begun, plain = pipeline(tmp_path), pipeline(folder)
+    request = ask([picture(1)])
+    if name == "llava":
+        assert begun._render(request) == "<s>" + plain._render(request)
+    assert begun.new_context(request).tokens.all.tolist() == plain.new_context(request).tokens.all.tolist()
+
+
 def test_equal_images_are_found_and_others_are_not(made):
     """The same words around another image of the same size share what is before it, and no more."""
     _, folder, _ = made
     served = pipeline(folder, block_size=8, max_chunk_tokens=64)
-    words = ("x" * 40, "y" * 40)
-    first, other = picture(1, 56, 56), picture(2, 56, 56)
+    words = ("x" * 40, "What do you see in this picture, exactly?")
+    first, other = picture(1, 56, 56), picture(2, 56, 56) // 4
     fresh, (context,) = run(served, [ask([first], words)])
     before = context.images[0].start_idx // 8 * 8
     again, (found,) = run(served, [ask([first.copy()], words)])
