@@ -1218,6 +1218,7 @@ contract(
         "newer than the rest and required there: code that gives two lists runs too",
         "field sampled_token_ids: list[int] = []",
     ),
+    Differs("a client has no tokenizer", "field pieces: dict[int, bytes] = {}"),
     Differs("lists of different lengths are refused"),
 )
 contract(
