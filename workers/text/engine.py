@@ -23,7 +23,7 @@ from ...proto.tokens import LogProbabilities
 from .answer import AnswerDelta, AnswerStream
 from .models.cache import KVCache
 from .models.decoder import Decoder
-from .models.step import Span, lay_out
+from .models.step import Decoding, Span, Step, lay_out
 from .processors import Setting, request_processors
 from .reading import ReadContext
 from .sampling import Sampler, SamplingState, prompt_log_probabilities
@@ -45,13 +45,15 @@ class _Request:
     """What the loop knows of one request."""
 
     context: TextContext
-    sequence: Scheduled
     state: SamplingState
     #: Makes its text; None where nobody wants any and nothing ends by it.
     answer: AnswerStream | None
     #: Its block numbers, as far as `known`.
     table: npt.NDArray[np.int64]
+    sequence: Scheduled = field(init=False)
     known: int = 0
+    #: Its last token, once it has got one here.
+    newest: int = -1
     #: What the model thought of the prompt, where that is to be told: parts, and how many tokens they cover.
     echo: list[LogProbabilities] = field(default_factory=list)
     echoed: int = 1
@@ -82,7 +84,10 @@ class TextEngine:
         self._speculation = speculation
         #: What became of all drafts so far.
         self.acceptance = Acceptance()
+        #: By id. To the scheduler a request is its own key, which costs less to look up than an id.
         self._requests: dict[RequestID, _Request] = {}
+        #: The requests of the last step, where it only decoded, and their layout.
+        self._decoding: tuple[list[_Request], Decoding] | None = None
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -99,9 +104,11 @@ class TextEngine:
                 self._begin(context, outputs)
         plan = self._scheduler.plan(self._standing_still(contexts))
         for sequence in plan.preempted:
-            self._request(sequence).context.reset()
+            _request(sequence).context.reset()
         for sequence in plan.admitted:
-            self._admit(self._request(sequence))
+            self._admit(_request(sequence))
+        if plan.preempted or plan.admitted:
+            self._decoding = None
         if plan.works:
             self._compute(plan, outputs)
         return outputs
@@ -110,7 +117,7 @@ class TextEngine:
         """A request has ended: its blocks are free. Unknown ones are passed by."""
         request = self._requests.pop(request_id, None)
         if request is not None:
-            self._scheduler.remove(request_id)
+            self._scheduler.remove(request)
             if self._speculation is not None:
                 self._speculation.release(request.context)
 
@@ -122,12 +129,13 @@ class TextEngine:
             salt = f"echo {context.request_id}" if context.log_probabilities_echo else context.cache_salt or ""
             processors = request_processors(context, self._setting)
             state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
-            sequence = self._scheduler.add(context.request_id, context.tokens.all, most=context.max_length, salt=salt)
+            table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
+            request = _Request(context, state, self._answer(context), table)
+            request.sequence = self._scheduler.add(request, context.tokens.all, most=context.max_length, salt=salt)
         except TensoryardError as error:
             outputs[context.request_id] = error
             return
-        table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
-        self._requests[context.request_id] = _Request(context, sequence, state, self._answer(context), table)
+        self._requests[context.request_id] = request
 
     def _answer(self, context: TextContext) -> AnswerStream | None:
         if isinstance(context, ReadContext):
@@ -137,14 +145,11 @@ class TextEngine:
             return None
         return AnswerStream(self._vocabulary, tracker=context.eos_tracker)
 
-    def _standing_still(self, contexts: Sequence[TextContext]) -> Collection[RequestID]:
+    def _standing_still(self, contexts: Sequence[TextContext]) -> Collection[_Request]:
         if len(contexts) == len(self._requests):
             return ()
-        return self._requests.keys() - {context.request_id for context in contexts}
-
-    def _request(self, sequence: Scheduled) -> _Request:
-        key: Any = sequence.key
-        return self._requests[key]
+        active = {context.request_id for context in contexts}
+        return {request for key, request in self._requests.items() if key not in active}
 
     def _admit(self, request: _Request) -> None:
         context = request.context
@@ -156,21 +161,27 @@ class TextEngine:
     # A step
 
     def _compute(self, plan: Plan, outputs: Outputs) -> None:
-        requests = [self._request(work.sequence) for work in plan.works]
+        requests = [_request(work.sequence) for work in plan.works]
         drafts = self._draft(plan, requests) if self._speculation is not None else {}
-        spans = [
-            self._span(request, work, drafts.get(place, ()))
-            for place, (request, work) in enumerate(zip(requests, plan.works, strict=True))
-        ]
-        logits = self._decoder.forward(lay_out(spans, self._cache.block_size), self._cache)
-        self._scheduler.computed(plan)
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
+        spans: list[Span] = []
+        step = self._decode(requests) if plan.tokens == len(plan.works) == len(ready) else None
+        if step is None:
+            self._decoding = None
+            spans = [
+                self._span(request, work, drafts.get(place, ()))
+                for place, (request, work) in enumerate(zip(requests, plan.works, strict=True))
+            ]
+            step = lay_out(spans, self._cache.block_size)
+        logits = self._decoder.forward(step, self._cache)
+        self._scheduler.computed(plan)
         if len(logits) != len(ready) + sum(map(len, drafts.values())):
             logits = self._take_echoes(requests, plan.works, spans, drafts, logits)
-        for request, work in zip(requests, plan.works, strict=True):
-            if not work.last:
-                request.context.tokens.chunk(work.size)
-                request.context.tokens.advance_chunk()
+        if len(ready) < len(requests):
+            for request, work in zip(requests, plan.works, strict=True):
+                if not work.last:
+                    request.context.tokens.chunk(work.size)
+                    request.context.tokens.advance_chunk()
         if ready:
             ahead = [drafts.get(place, []) for place, work in enumerate(plan.works) if work.last] if drafts else None
             self._choose(ready, ahead, logits, outputs)
@@ -186,12 +197,31 @@ class TextEngine:
                 del guessed[self._scheduler.reserve(plan, plan.works[place], len(guessed)) :]
         return {place: guessed for place, guessed in zip(places, drafts, strict=True) if guessed}
 
-    def _span(self, request: _Request, work: Work, drafts: Sequence[int]) -> Span:
-        sequence, start, size, last = work
-        blocks = self._scheduler.blocks.table(sequence.key)
+    def _decode(self, requests: list[_Request]) -> Step | None:
+        """The layout of a step in which each of these has its newest token computed and no more, the usual one.
+
+        Kept as long as the same requests come; None where it does not pay.
+        """
+        if self._decoding is None or self._decoding[0] != requests:
+            tables = [self._table(request) for request in requests]
+            starts = [request.sequence.computed for request in requests]
+            for request in requests:
+                request.newest = int(request.sequence.tokens[-1])
+            self._decoding = requests, Decoding(tables, starts, self._cache.block_size)
+        decoding = self._decoding[1]
+        for row, number in decoding.entering():
+            decoding.enter(row, number, self._scheduler.blocks.table(requests[row])[number])
+        return decoding.step(np.array([request.newest for request in requests], np.int64))
+
+    def _table(self, request: _Request) -> npt.NDArray[np.int64]:
+        blocks = self._scheduler.blocks.table(request)
         if request.known != len(blocks):
             request.table[: len(blocks)] = blocks
             request.known = len(blocks)
+        return request.table
+
+    def _span(self, request: _Request, work: Work, drafts: Sequence[int]) -> Span:
+        sequence, start, size, last = work
         wanted = 1 if last else 0
         context = request.context
         if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
@@ -199,7 +229,7 @@ class TextEngine:
         tokens = sequence.tokens[start : start + size]
         if drafts:
             tokens = np.concatenate([tokens, np.array(drafts, np.int64)])
-        return Span(tokens, start, request.table, wanted + len(drafts))
+        return Span(tokens, start, self._table(request), wanted + len(drafts))
 
     def _choose(self, ready: list[_Request], drafts: list[list[int]] | None, logits: Any, outputs: Outputs) -> None:
         states = [request.state for request in ready]
@@ -229,8 +259,9 @@ class TextEngine:
             told = [join_log_probabilities([*request.echo, *own]), *(told or ())[1:]]
             request.echo = []
         deltas = commit(request.state, tokens, told, answer=request.answer)
+        request.newest = tokens[-1]
         if context.is_done:
-            self._scheduler.remove(context.request_id)
+            self._scheduler.remove(request)
         else:
             self._scheduler.append(request.sequence, context.tokens.all)
         output = context.to_generation_output()
@@ -244,12 +275,11 @@ class TextEngine:
         return parts
 
     def _fail(self, request: _Request, problem: TensoryardError) -> TensoryardError:
-        key = request.context.request_id
         if isinstance(problem, PipelineError):
             # Numbers that are none must not lie where another request's padding will read.
-            own = self._scheduler.blocks.forget(key)
+            own = self._scheduler.blocks.forget(request)
             self._cache.scrub(self._decoder.device.xp.asarray(np.array(own, np.int64)))
-        self._scheduler.remove(key)
+        self._scheduler.remove(request)
         return problem
 
     # What the model thought of prompts
@@ -279,6 +309,11 @@ class TextEngine:
             told = prompt_log_probabilities(self._decoder.device, part, tokens, context.log_probabilities)
             request.echo.append(told)
             request.echoed = end
+
+
+def _request(sequence: Scheduled) -> _Request:
+    request: Any = sequence.key
+    return request  # type: ignore[no-any-return]
 
 
 def _is_answering(request: _Request, work: Work) -> bool:

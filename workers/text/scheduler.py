@@ -147,9 +147,11 @@ class Scheduler:
         in the blocks is written over.
         """
         sequence.tokens = tokens
-        start, sequence.computed = sequence.computed, len(tokens) - 1
-        if sequence.computed // self.blocks.block_size > start // self.blocks.block_size:
-            self.blocks.computed(sequence.key, tokens[: sequence.computed])
+        start, end = sequence.computed, len(tokens) - 1
+        if end > start:
+            sequence.computed = end
+            if end // self.blocks.block_size > start // self.blocks.block_size:
+                self.blocks.computed(sequence.key, tokens[:end])
 
     def _by_urgency(self, still: Collection[Hashable]) -> list[Sequence]:
         """Those that run and may go on: first who awaits one token, then who is read in."""
