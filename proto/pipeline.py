@@ -75,12 +75,15 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
     type, makes the worker read each request's `options` into it, so that a wrong key is an error naming the key.
     `tokenize`, when it is a method, makes a context's `tokens` of its text: token ids, special ones included.
     `new_context`, which text pipelines have, makes the context of a request. It is called as requests arrive, in
-    another thread than `execute`; what it raises is that request's answer.
+    another thread than `execute`; what it raises is that request's answer. `is_slow_to_read`, when it is a method, says
+    of a request whether that may take long, so that no other waits for it: it is then read in a thread of its own,
+    perhaps beside another's `new_context`.
     """
 
     options_type: type[Any] | None = None
     tokenize: Callable[[str], Sequence[int]] | None = None
     new_context: Callable[[Any], Any] | None = None
+    is_slow_to_read: Callable[[Any], bool] | None = None
 
     @property
     def max_batch_size(self) -> int:
@@ -95,7 +98,9 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
         unless its caller does not keep up with reading: then it stays out until he does, and others take its place.
         So more requests than `max_batch_size` may have begun and not been released (`max_ongoing_requests` bounds it).
         Raising fails every request of the batch; an Exception as a value fails that request alone. A text pipeline may
-        leave requests out of its answer: they got nothing in this step, and are in the next one's batch again.
+        leave requests out of its answer: they got nothing in this step, and are in the next one's batch again. It may
+        also answer a list of outputs, each a part of the stream of its own: parts are counted when a request runs again
+        after its worker died, so what is in one must not depend on how far a step got.
         """
 
     @abstractmethod

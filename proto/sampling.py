@@ -7,6 +7,7 @@ Source: `max.interfaces.context` (26.3), `max.pipelines.context.sampling_params`
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -115,6 +116,9 @@ class SamplingParams:
     64-bit integer, drawn when not given. `logits_processors` run inside the worker and cannot travel;
     `named_processors` do, as names and options (dicts are converted), and run before them.
 
+    What is not given, or given as None, is left open: it reads as its default, does not travel, and where the model's
+    files propose something else the worker takes that. `given` tells what is; `dataclasses.replace` gives everything.
+
     Each value is checked when set, at construction, on arrival from the wire, and by assignment; lists are copied in.
     Raises InvalidRequest (a ValueError) that names the field and what is allowed; NaN is allowed nowhere.
     """
@@ -139,23 +143,31 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         state = self.__dict__
-        for name, (check, default) in _CHECKS.items():
-            # A decoder leaves fields that did not travel to the class; here every object gets all of its own.
-            value = state.setdefault(name, default)
+        # A decoder sets what has travelled and nothing else.
+        for name, value in state.items():
+            check, default = _CHECKS[name]
             if value is not default:
                 state[name] = check(name, value)
+        if "seed" not in state:
+            state["seed"] = _fresh_seed()
         _keep_greedy(state)
 
     def __setattr__(self, name: str, value: Any) -> None:
         state = self.__dict__
-        # The last field is set last: until then this is construction, and __post_init__ checks everything at once.
-        if "named_processors" not in state:
+        # `seed` is among the last that are set: until then this is construction, and __post_init__ checks all at once.
+        if "seed" not in state:
             state[name] = value
         elif name in _CHECKS:
             state[name] = _CHECKS[name][0](name, value)
-            _keep_greedy(state)
+            if name in ("temperature", "top_k"):
+                _keep_greedy(state)
         else:
             raise AttributeError(f"SamplingParams has no field {name!r}; it has {', '.join(_CHECKS)}")
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The fields that the caller set, and the seed; the others are left open."""
+        return frozenset(self.__dict__)
 
     @classmethod
     def from_input_and_generation_config(
@@ -187,7 +199,7 @@ class SamplingParams:
 
 
 def _keep_greedy(state: dict[str, Any]) -> None:
-    if state["temperature"] == 0:
+    if state.get("temperature") == 0:
         state["top_k"] = 1
 
 
@@ -336,3 +348,20 @@ _BY_NAME: dict[str, _Check] = {
 _CHECKS: dict[str, tuple[_Check, Any]] = {
     spec.name: (_BY_NAME[spec.name], spec.default) for spec in fields(SamplingParams)
 }
+_NAMES = tuple(_CHECKS)
+
+_set_all = SamplingParams.__init__
+
+
+@functools.wraps(_set_all)
+def _set_given(self: SamplingParams, *values: Any, **named: Any) -> None:
+    """Take out again what nobody gave, so that it lies in the class alone."""
+    _set_all(self, *values, **named)
+    given = {name for name, value in (*zip(_NAMES, values, strict=False), *named.items()) if value is not None}
+    state = self.__dict__
+    for name in _NAMES:
+        if name not in given and state[name] == _CHECKS[name][1]:
+            del state[name]
+
+
+SamplingParams.__init__ = _set_given  # type: ignore[method-assign]

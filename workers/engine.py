@@ -132,9 +132,9 @@ class Engine:
         told = batch
         if self._task is PipelineTask.TEXT_GENERATION:
             told = [work for work in batch if not _is_silent(work, results)]
-        answers = [self._answer(work, results.get(work.context.request_id)) for work in told]
+        answers: list[Answer] = []
+        ended = [work for work in told if self._answer_all(work, results.get(work.context.request_id), answers)]
         _cut_tracebacks(results)
-        ended = [work for work, (output, _, _) in zip(told, answers, strict=True) if output.done or output.code]
         for work in ended:
             self._inbox.finish(work)
         if answers:
@@ -142,6 +142,15 @@ class Engine:
         self.progress += 1
         for work in ended:
             self._release(work)
+
+    def _answer_all(self, work: Work, value: Any, answers: list[Answer]) -> bool:
+        """Add what a step brought for a request, one part or a list of them; whether the request has ended."""
+        for part in value if isinstance(value, list) and value else (value,):
+            answers.append(self._answer(work, part))
+            output = answers[-1][0]
+            if output.done or output.code:
+                return True
+        return False
 
     def _execute(self, batch: list[Work]) -> dict[RequestID, Any]:
         """What the pipeline returns; what it raises becomes the answer of the whole batch."""

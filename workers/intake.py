@@ -2,7 +2,8 @@
 
 `link.py` hands on what arrives, in the session's thread, which may wait for nothing or the worker falls silent. But
 memory not seen before is asked for at the client that owns it, and a client that is stopped (Ctrl-Z, a debugger) does
-not answer for many seconds. So such requests are read in a thread of their client's own.
+not answer for many seconds. So such requests are read in a thread of their client's own. And what a pipeline says is
+slow to read (a grammar to be compiled) is read in one thread for all of those.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ Reject = Callable[[Key, Exception], None]
 _MAX_ATTACHED = 4096
 
 
-class _NotAttachedError(Exception):
-    """The request lies in memory that its owner has to be asked for."""
+#: The queue of requests whose reading takes its pipeline long; no pool has this name.
+_SLOW = ""
 
-    def __init__(self, pool_name: str) -> None:
-        super().__init__(pool_name)
-        self.pool_name = pool_name
+
+class _NotHereError(Exception):
+    """The request is not to be read in the session's thread: it may wait for an owner of memory, or take long."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(queue)
+        self.queue = queue
 
 
 class Memory(Protocol):
@@ -94,7 +99,7 @@ class Intake:
         #: Names of segments that have been read from, which takes no question to their owner any more.
         self._attached: set[str] = set()
         self._lock = threading.Lock()
-        #: Requests to be read in a thread of their own, by the pool they lie in; each queue has its thread.
+        #: Requests to be read in a thread of their own, by the pool they lie in, or `_SLOW`; each queue has its thread.
         self._queues: dict[str, deque[tuple[wire.Dispatch, Frames, float]]] = {}
         #: Those in the queues and in their threads' hands; `consumed` in them follows what is read meanwhile.
         self._arriving: dict[Key, wire.Dispatch] = {}
@@ -116,9 +121,9 @@ class Intake:
         """A request has come; one that cannot be read is rejected alone."""
         now = self._clock()
         try:
-            work = self._read(message, body, now, self._open_attached)
-        except _NotAttachedError as error:
-            self._queue(error.pool_name, message, body, now)
+            work = self._read(message, body, now, self._open_attached, may_be_slow=False)
+        except _NotHereError as error:
+            self._queue(error.queue, message, body, now)
         except Exception as error:
             self._reject((message.request_id, message.attempt), error)
         else:
@@ -174,6 +179,8 @@ class Intake:
         body: Frames,
         arrived: float,
         resolve: Callable[[SharedMemoryArray], npt.NDArray[Any]],
+        *,
+        may_be_slow: bool = True,
     ) -> Work:
         assert self._pipeline is not None, "requests come after READY"
         try:
@@ -182,6 +189,8 @@ class Intake:
             raise errors.InvalidRequest(error.text) from error
         if request.request_id.value != message.request_id:
             raise errors.InvalidRequest("the body carries another RequestID than its envelope")
+        if not may_be_slow and self._pipeline.is_slow_to_read is not None and self._pipeline.is_slow_to_read(request):
+            raise _NotHereError(_SLOW)
         window = Window(parts=message.window_parts, size_bytes=message.window_bytes, consumed=message.consumed)
         context = self._context(request)
         work = Work(message.request_id, message.attempt, context, arrived, message.submission, window=window)
@@ -223,7 +232,7 @@ class Intake:
 
     def _open_attached(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
         if handle.name not in self._attached:
-            raise _NotAttachedError(handle.pool_name)
+            raise _NotHereError(handle.pool_name)
         return self._reader.open(handle)
 
     def _attach(self, handle: SharedMemoryArray) -> npt.NDArray[Any]:
@@ -241,26 +250,26 @@ class Intake:
             key = (replaced.request_id, replaced.attempt)
             self._reject(key, errors.RequestCancelled("a newer attempt came before it ran"))
 
-    # -- memory not seen before ---------------------------------------------------------------------------------------
+    # -- read elsewhere: memory not seen before, grammars --------------------------------------------------------------
 
-    def _queue(self, pool_name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
-        """Leave a request to the thread of its client, which may have to be started."""
+    def _queue(self, name: str, message: wire.Dispatch, body: Frames, arrived: float) -> None:
+        """Leave a request to the thread of its queue, which may have to be started."""
         with self._lock:
             self._arriving[message.request_id, message.attempt] = message
-            queue = self._queues.get(pool_name)
+            queue = self._queues.get(name)
             if queue is not None:
                 queue.append((message, body, arrived))
                 return
-            self._queues[pool_name] = deque([(message, body, arrived)])
-        self._spawn(functools.partial(self._work_off, pool_name))
+            self._queues[name] = deque([(message, body, arrived)])
+        self._spawn(functools.partial(self._work_off, name))
 
-    def _work_off(self, pool_name: str) -> None:
+    def _work_off(self, name: str) -> None:
         while True:
             with self._lock:
-                if not self._queues[pool_name]:
-                    del self._queues[pool_name]
+                if not self._queues[name]:
+                    del self._queues[name]
                     return
-                message, body, arrived = self._queues[pool_name].popleft()
+                message, body, arrived = self._queues[name].popleft()
             if (message.request_id, message.attempt) in self._arriving:
                 self._read_slowly(message, body, arrived)
 

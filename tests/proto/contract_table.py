@@ -213,6 +213,10 @@ contract(
         "text pipelines make contexts inside the worker, where the tokenizer is",
         "data new_context: Callable[[Any], Any] | None",
     ),
+    Differs(
+        "a grammar takes up to a second to compile, for which no other request is to wait",
+        "data is_slow_to_read: Callable[[Any], bool] | None",
+    ),
 )
 contract(
     BASE,
@@ -506,7 +510,22 @@ contract(
         """,
     ),
     Differs("`merge` compares ids, takes a last chunk without log probabilities, and always makes a new object"),
-    Differs("the worker makes the text, since a client has no tokenizer", "field text: str | None = None"),
+    Differs(
+        "the worker makes the text and tells thinking and calls apart, since a client has no tokenizer",
+        """
+        field text: str | None = None
+        field reasoning: str | None = None
+        field tool_calls: list[ParsedToolCallDelta] | None = None
+        data calls: list[ParsedToolCall]
+        """,
+    ),
+    Differs(
+        "a caller sees what speculative decoding did for his request",
+        """
+        field draft_tokens_generated: int = 0
+        field draft_tokens_accepted: int = 0
+        """,
+    ),
 )
 contract(
     TEXT,
@@ -1097,6 +1116,10 @@ contract(
         "samples even where the model's config is greedy; seeds cost no system call",
     ),
     Differs(NAMED_PROCESSORS, "field named_processors: list[NamedProcessor] | None = None"),
+    Differs(
+        "the model's defaults lie with the worker, so it has to know what the caller left open",
+        "data given: frozenset[str]",
+    ),
 )
 
 # -- requests ---------------------------------------------------------------------------------------------------------
@@ -1199,6 +1222,7 @@ contract(
         "newer than the rest and required there: code that gives two lists runs too",
         "field sampled_token_ids: list[int] = []",
     ),
+    Differs("a client has no tokenizer", "field pieces: dict[int, bytes] = {}"),
     Differs("lists of different lengths are refused"),
 )
 contract(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from tensoryard.errors import InvalidRequest
 from tensoryard.proto import sampling
+from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.sampling import (
     MAX_STOP_STRING_CHARS,
     MAX_STOP_STRINGS,
@@ -50,8 +52,23 @@ def test_defaults():
         "logits_processors": None,
         "named_processors": None,
     }
-    assert [spec.name for spec in dataclasses.fields(SamplingParamsInput)] == list(params.__dict__)
+    names = [spec.name for spec in dataclasses.fields(SamplingParams)]
+    assert [spec.name for spec in dataclasses.fields(SamplingParamsInput)] == names
     assert all(value is None for value in SamplingParamsInput().__dict__.values())
+
+
+def test_what_is_left_open_does_not_travel():
+    """What is given does, defaults included; None leaves open; assignment gives, and a copy keeps which is which."""
+    params = SamplingParams(top_p=1, top_k=None, seed=3)
+    assert params.given == {"top_p", "seed"}
+    params.min_p = 0.0
+    there = decode_body(encode_body(params).frames, SamplingParams)
+    assert there == copy.copy(params) == params
+    assert there.given == copy.copy(params).given == {"top_p", "min_p", "seed"}
+    assert SamplingParams(7).given == {"top_k", "seed"}
+    assert SamplingParams(temperature=0).given == {"temperature", "top_k", "seed"}
+    assert dataclasses.replace(params, seed=4).given >= {"temperature", "top_p", "detokenize"}
+    assert list(inspect.signature(SamplingParams).parameters) == [f.name for f in dataclasses.fields(SamplingParams)]
 
 
 GOOD = [

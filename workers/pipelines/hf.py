@@ -7,7 +7,7 @@ images among the prompt's tokens (`..text.images`, `..text.hf_processor`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..text.models.base import Model, ModelCache
 from ..text.models.hf import DTYPES, HfModel, load, longest
 from ..text.models.hf_check import require_same
 from ..text.models.hf_images import HfImage
+from ..text.reading import ReadContext
 from ..torch_arrays import library, select_devices
 from ._options import read_options, require_within
 from .llama import DeploymentOptions, Llama, Prompt, cache_blocks
@@ -59,6 +60,11 @@ class HfOptions(DeploymentOptions, frozen=True, kw_only=True, forbid_unknown_fie
         require_within("max_image_pixels", self.max_image_pixels, 1, 1 << 30)
         require_within("max_chunk_tokens", self.max_chunk_tokens, self.block_size, 1 << 20)
         require_within("max_step_tokens", self.max_step_tokens, self.max_batch_size + self.block_size, 1 << 20)
+
+
+@dataclass(kw_only=True, eq=False)
+class SeeingContext(TextAndVisionContext, ReadContext):
+    """A request with images, together with who reads its answer."""
 
 
 class HuggingFace(Llama):
@@ -164,4 +170,4 @@ def _with_images(ids: Sequence[int], placeholder: int, images: Sequence[Prepared
         found.append(held)
     edges = sorted({image.tokens[0] for image in images} | {image.tokens[-1] for image in images})
     fields = {"images": found, "vision_token_ids": edges, "token_hash_overrides": hash_overrides(spans, images)}
-    return Prompt(tokens, TextAndVisionContext, fields)
+    return Prompt(tokens, SeeingContext, fields)

@@ -6,17 +6,19 @@ small model that comes with the package (`..text.small`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
 from ...errors import ConfigError, InvalidRequest
 from ...proto.eos import EOSTracker
+from ...proto.logits import NamedProcessor
 from ...proto.pipeline import Pipeline
+from ...proto.reasoning_parsers import reasoning_parser
 from ...proto.request import RequestID
 from ...proto.text_batch import TextGenerationInputs
 from ...proto.text_context import TextContext
@@ -25,14 +27,20 @@ from ...proto.text_request import TextGenerationRequest
 from ...proto.tokens import TokenBuffer
 from ..device import Device, select_device
 from ..text.blocks import BlockManager
+from ..text.draft_model import DraftModel
 from ..text.engine import TextEngine
 from ..text.generation import GenerationDefaults
-from ..text.grammar import GrammarCompiler, grammar_of
-from ..text.grammar_hold import GrammarHold, hold
+from ..text.grammar import GrammarCompiler
+from ..text.grammar_hold import hold
 from ..text.models.base import Model, ModelCache
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
+from ..text.processors import Setting, deployment_processors
+from ..text.reading import AnswerReader, ReadContext
+from ..text.sampling import Sampler
 from ..text.scheduler import Scheduler
+from ..text.speculation import MAX_DRAFTS, DraftModelProposer, NGramProposer, Proposer, Speculation
+from ..text.structured import CALL_FORMATS, StructuredOutput, is_held
 from ..text.tokenizer import TextTokenizer
 from ..text.vocabulary import Vocabulary
 from ._options import read_options, require_batch_size, require_within
@@ -59,6 +67,17 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     cache_bytes: int | None = None
     #: Whether prompts that begin alike share what has been computed of them.
     prefix_cache: bool = True
+    #: Who guesses tokens ahead, which changes no text: "ngram" (what followed in the request before), "draft_model" (a
+    #: smaller model of the same vocabulary, in `draft_model_dir`), or nobody.
+    speculation: Literal["ngram", "draft_model"] | None = None
+    draft_model_dir: str | None = None
+    #: Most tokens guessed ahead for a request in one step.
+    draft_tokens: int = 4
+    #: How the model marks its thinking and writes its calls, by the names of docs/parsers.md; None: it does not.
+    reasoning_parser: str | None = None
+    tool_parser: str | None = None
+    #: Processors of every step's logits, behind those of the requests.
+    logits_processors: list[NamedProcessor] = []
     #: Keys of the model's config files that are not known and may be passed by, since they change nothing.
     ignore_config_keys: list[str] = []
     #: "auto", "cpu" or "gpu".
@@ -72,6 +91,9 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if self.block_size % 8:
             raise ValueError(f"`block_size` must be a multiple of 8, not {self.block_size}")
         require_within("cache_bytes", self.cache_bytes or 1, 1, 1 << 50)
+        require_within("draft_tokens", self.draft_tokens, 1, MAX_DRAFTS)
+        if (self.speculation == "draft_model") != (self.draft_model_dir is not None):
+            raise ValueError('`draft_model_dir` belongs to `speculation` "draft_model", which needs it')
 
 
 #: Most that the cache takes where nothing is said, in bytes.
@@ -82,7 +104,7 @@ class Prompt(NamedTuple):
     """A request's prompt in tokens, and what its context is made of beside them."""
 
     tokens: list[int]
-    context_type: type[TextContext] = TextContext
+    context_type: type[ReadContext] = ReadContext
     fields: Mapping[str, Any] = {}
 
 
@@ -116,7 +138,20 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             whole_blocks=self.whole_blocks,
         )
         self._vocabulary = Vocabulary.from_tokenizer(self.tokenizer.backend)
-        self.engine = TextEngine(self.decoder, cache, self.scheduler, self._vocabulary)
+        self._reader = AnswerReader(
+            self._vocabulary, self.tokenizer, reasoning=options.reasoning_parser, tools=options.tool_parser
+        )
+        self._options = options
+        self._structured: StructuredOutput | None = None
+        self._making = threading.Lock()
+        self.engine = TextEngine(
+            self.decoder,
+            cache,
+            self.scheduler,
+            self._vocabulary,
+            speculation=_speculation(options, self.decoder, self.tokenizer),
+            batch_processors=deployment_processors(options.logits_processors, Setting(device, config.vocabulary)),
+        )
         #: Longest sequence, prompt and answer, in tokens.
         self.max_length = min(config.positions, self.defaults.max_length or config.positions, self.scheduler.capacity)
 
@@ -138,7 +173,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         InvalidRequest for what this model cannot do, or a prompt that leaves no room for an answer.
         """
         prompt = self._prompt(request)
-        params = request.sampling_params
+        params = self.defaults.under(request.sampling_params)
         tokens = np.array(prompt.tokens, np.int64)
         room = self.max_length - len(tokens)
         if room < 1:
@@ -148,6 +183,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         if params.max_new_tokens == 0:
             raise InvalidRequest("`max_new_tokens` is 0: at least one token is generated")
         wanted = room if params.max_new_tokens is None else params.max_new_tokens
+        thinking = self._reader.thinks_after(tokens.tolist())
         context = prompt.context_type(
             request_id=request.request_id,
             model_name=request.model_name,
@@ -159,21 +195,45 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             log_probabilities_echo=request.echo,
             vocab_size=self.decoder.config.vocabulary,
             cache_salt=request.cache_salt,
+            in_reasoning_phase=thinking,
             **prompt.fields,
         )
-        grammar = grammar_of(request.response_format)
-        if grammar is not None:
-            hold(context, GrammarHold(self._grammars.matcher(grammar)))
+        self._reader.read(context, request.tools)
+        if is_held(request.response_format, request.tools):
+            grammar = self._grammars().hold(request.response_format, request.tools, thinking=thinking)
+            if grammar is not None:
+                hold(context, grammar)
         return context
 
-    @cached_property
-    def _grammars(self) -> GrammarCompiler:
+    def is_slow_to_read(self, request: TextGenerationRequest) -> bool:
+        """Whether a grammar has to be compiled for the request."""
+        if not is_held(request.response_format, request.tools):
+            return False
+        return self._structured is None or not self._structured.is_compiled(request.response_format, request.tools)
+
+    def _grammars(self) -> StructuredOutput:
         """Made with the first request for structured output, which needs a library of its own."""
-        return GrammarCompiler(
+        with self._making:
+            if self._structured is None:
+                self._structured = self._make_structured()
+            return self._structured
+
+    def _make_structured(self) -> StructuredOutput:
+        def encode(text: str) -> list[int]:
+            return self.tokenizer.encode(text, add_special_tokens=False)
+
+        thinking, calls = self._options.reasoning_parser, self._options.tool_parser
+        compiler = GrammarCompiler(
             self._vocabulary,
             size=self.decoder.config.vocabulary,
             end_ids=self.defaults.eos_token_ids,
-            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
+            encode=encode,
+        )
+        return StructuredOutput(
+            compiler,
+            encode,
+            reasoning=None if thinking is None else reasoning_parser(thinking),
+            calls=calls if calls in CALL_FORMATS else None,
         )
 
     def _prompt(self, request: TextGenerationRequest) -> Prompt:
@@ -220,6 +280,32 @@ def create(**options: Any) -> Llama:
     chosen = read_options(DeploymentOptions, options, pipeline="llama")
     folder = SMALL_MODEL if chosen.model_dir is None else Path(chosen.model_dir).expanduser()
     return Llama(folder, select_device(chosen.device), chosen)
+
+
+def _speculation(options: DeploymentOptions, decoder: Model[Any], tokenizer: TextTokenizer) -> Speculation | None:
+    """Who guesses ahead, as the deployment says."""
+    if options.speculation is None:
+        return None
+    if options.speculation == "ngram":
+        proposer: Proposer = NGramProposer()
+    else:
+        proposer = _draft_model(options, decoder, tokenizer)
+    return Speculation(proposer, most=options.draft_tokens)
+
+
+def _draft_model(options: DeploymentOptions, decoder: Model[Any], tokenizer: TextTokenizer) -> DraftModelProposer:
+    folder = Path(options.draft_model_dir or "").expanduser()
+    drafter = Decoder.load(folder, decoder.device, ignored_keys=tuple(options.ignore_config_keys))
+    config, wanted = drafter.config, decoder.config.vocabulary
+    same = not (folder / "tokenizer.json").is_file() or TextTokenizer(folder).tokens == tokenizer.tokens
+    if config.vocabulary != wanted or not same:
+        raise ConfigError(f"{folder}: a draft model has the vocabulary of its model, which has {wanted} tokens")
+    size = KVCache.block_bytes(config, options.block_size)
+    blocks = cache_blocks(options, size=size, positions=config.positions)
+    cache = KVCache(config, blocks=blocks, block_size=options.block_size, device=decoder.device)
+    model = DraftModel(drafter, cache, ahead=MAX_DRAFTS, max_chunk=options.max_chunk_tokens)
+    sampler = Sampler(decoder.device, vocabulary=wanted)
+    return DraftModelProposer(sampler, model.step, model.forget, model.ready)
 
 
 def cache_blocks(options: DeploymentOptions, *, size: int, positions: int) -> int:

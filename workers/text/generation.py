@@ -6,13 +6,14 @@ the result and has no counterpart in `SamplingParams` is refused by name, as in 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, InvalidRequest
-from ...proto.sampling import SamplingParamsGenerationConfigDefaults
+from ...proto.sampling import SamplingParams, SamplingParamsGenerationConfigDefaults, SamplingParamsInput
 from .models.config import read_json
 
 #: Keys with a counterpart among the defaults of sampling.
@@ -100,6 +101,15 @@ class GenerationDefaults:
         except InvalidRequest as error:
             raise ConfigError(f"{path}: {error}") from error
         return cls(sampling, frozenset(ends), fields.get("max_length"))
+
+    def under(self, params: SamplingParams) -> SamplingParams:
+        """What a request asks for, and where it left something open what the files propose; a new object.
+
+        The end tokens of the files are no part of it: they count in any case, see `EOSTracker.from_sampling_params`.
+        """
+        asked = SamplingParamsInput(**{name: getattr(params, name) for name in params.given})
+        defaults = dataclasses.replace(self.sampling, eos_token_id=None)
+        return SamplingParams.from_input_and_generation_config(asked, defaults)
 
 
 def _ids(value: Any) -> list[int]:

@@ -83,6 +83,10 @@ class GrammarCompiler:
         self._compiled = OrderedDict()
         self._lock = threading.Lock()
 
+    def has(self, grammar: Grammar) -> bool:
+        """Whether a grammar is compiled."""
+        return grammar in self._compiled
+
     def matcher(self, grammar: Grammar) -> LLMatcher:
         """A new automaton in its first state.
 

@@ -139,9 +139,35 @@ class Scheduler:
             if sequence.computed // self.blocks.block_size > start // self.blocks.block_size:
                 self.blocks.computed(sequence.key, _shared(sequence)[: sequence.computed])
 
+    def reserve(self, plan: Plan, work: Work, drafts: int) -> int:
+        """Room in a plan for drafts behind a request's newest token: for how many there is.
+
+        Nobody loses blocks for a guess, nor the block that it may soon need.
+        """
+        sequence = work.sequence
+        drafts = min(drafts, self._max_tokens - plan.tokens)
+        wanted = sequence.computed + 1 + drafts
+        if wanted > sequence.room:
+            needed = self.blocks.needed(wanted)
+            if self.blocks.free - needed + len(self.blocks.table(sequence.key)) >= self._running:
+                self.blocks.grow(sequence.key, wanted)
+                sequence.room = needed * self.blocks.block_size
+            drafts = min(drafts, sequence.room - sequence.computed - 1)
+        plan.tokens += drafts
+        return drafts
+
     def append(self, sequence: Sequence, tokens: Tokens) -> None:
-        """A request has got tokens more: `tokens` is all it has now."""
+        """A request has got tokens more: `tokens` is all it has now.
+
+        Of several the first ones were drafts, computed in the step that confirmed them. What drafts were refused left
+        in the blocks is written over.
+        """
         sequence.tokens = tokens
+        start, end = sequence.computed, len(tokens) - 1
+        if end > start:
+            sequence.computed = end
+            if end // self.blocks.block_size > start // self.blocks.block_size:
+                self.blocks.computed(sequence.key, _shared(sequence)[:end])
 
     def _by_urgency(self, still: Collection[Hashable]) -> list[Sequence]:
         """Those that run and may go on: first who awaits one token, then who is read in."""

@@ -104,9 +104,9 @@ class DraftModelProposer:
     """Guesses by a smaller model of the same vocabulary.
 
     `step(contexts, drafts)` gives the draft model's logits, float32 `(requests, vocabulary)` on the device, behind each
-    context and its drafts so far; it may keep a cache of its own, and drops it in `forget`. The tokens are drawn with
-    the very random numbers that the model's own choice will use, so that where the models agree the guess is right, at
-    any temperature.
+    context and its drafts so far; it may keep a cache of its own, and drops it in `forget`. `ready(contexts)`: for
+    which there can be guesses now. The tokens are drawn with the very random numbers that the model's own choice will
+    use, so that where the models agree the guess is right, at any temperature.
     """
 
     def __init__(
@@ -114,15 +114,19 @@ class DraftModelProposer:
         sampler: Sampler,
         step: Callable[[Sequence[TextContext], Sequence[Sequence[int]]], Any],
         forget: Callable[[TextContext], None] = lambda _context: None,
+        ready: Callable[[Sequence[TextContext]], Sequence[bool]] = lambda contexts: [True] * len(contexts),
     ) -> None:
         self._sampler = sampler
         self._step = step
         self._forget = forget
+        self._ready = ready
 
     def propose(self, states: Sequence[SamplingState], most: Sequence[int]) -> list[list[int]]:
         """See `Proposer`. A request for which the draft model has no token gets the drafts before it."""
         drafts: list[list[int]] = [[] for _ in states]
-        open_ones = [index for index, count in enumerate(most) if count]
+        asked = [index for index, count in enumerate(most) if count]
+        ready = self._ready([states[index].context for index in asked])
+        open_ones = [index for index, able in zip(asked, ready, strict=True) if able]
         while open_ones:
             some, so_far = [states[index] for index in open_ones], [drafts[index] for index in open_ones]
             sampled = self._sampler.guess(self._step([state.context for state in some], so_far), some, so_far)

@@ -40,6 +40,16 @@ CALL_FORMATS: Mapping[str, CallFormat] = {
 }
 
 
+def is_held(form: TextGenerationResponseFormat | None, tools: Tools | None) -> bool:
+    """Whether anything holds an answer; InvalidRequest for a format without what it needs."""
+    forced = form is not None and form.tools_forced
+    if forced and not tools:
+        raise InvalidRequest("`tools_forced` forces a call, and there is no tool to call")
+    if grammar_of(form) is not None:
+        return True
+    return bool(tools) and (forced or any(_function(tool).get("strict") for tool in tools or ()))
+
+
 class StructuredOutput:
     """Holds the answers of one model.
 
@@ -68,23 +78,38 @@ class StructuredOutput:
     ) -> GrammarHold | None:
         """The hold on an answer; None when it is free.
 
-        A schema, expression or grammar holds the answer from its first token on, but for thinking. A grammar that is
-        not `grammar_enforced`, beside tools, begins at a call's opener. Without any, tools that are `strict` have their
-        calls held; with `tools_forced` the answer is calls and nothing else. `thinking`: the answer begins inside it.
+        A schema, expression or grammar holds the answer from its first token on, but for thinking. Beside tools, and
+        not `grammar_enforced`, a grammar begins at a call's opener, and a schema allows calls instead. Without any,
+        tools that are `strict` have their calls held; with `tools_forced` the answer is calls and nothing else.
+        `thinking`: the answer begins inside it.
 
         Raises InvalidRequest for a grammar, a schema or tools that cannot be used.
         """
-        grammar = grammar_of(form)
-        forced = form is not None and form.tools_forced
-        at_calls = False
-        if grammar is not None and form is not None:
-            at_calls = form.type == "grammar" and bool(tools) and not (form.grammar_enforced or forced)
-        elif tools and (forced or any(_function(tool).get("strict") for tool in tools)):
-            grammar, at_calls = self._calls(tools, forced=forced), not forced
+        grammar, at_calls = self._asked(form, tools)
         if grammar is None:
             return None
         regions = Regions(self._starts, self._ends, self._call_starts() if at_calls else ())
         return GrammarHold(self._compiler.matcher(grammar), regions, thinking=thinking)
+
+    def is_compiled(self, form: TextGenerationResponseFormat | None, tools: Tools | None = None) -> bool:
+        """Whether `hold` has nothing to compile, which may take a second; InvalidRequest as there."""
+        grammar, _ = self._asked(form, tools)
+        return grammar is None or self._compiler.has(grammar)
+
+    def _asked(self, form: TextGenerationResponseFormat | None, tools: Tools | None) -> tuple[Grammar | None, bool]:
+        """The grammar that an answer is held to, and whether it begins only where a call does."""
+        grammar = grammar_of(form)
+        forced = form is not None and form.tools_forced
+        if not tools:
+            return grammar, False
+        if grammar is None:
+            return (self._calls(tools, only=forced), not forced) if is_held(form, tools) else (None, False)
+        assert form is not None, "which the grammar came from"
+        if grammar.kind == "json" and forced:
+            return self._calls(tools, only=True), False
+        if grammar.kind == "json" and self._format is not None and not form.grammar_enforced:
+            return self._calls(tools, only=True, instead_of=grammar.text), False
+        return grammar, form.type == "grammar" and not (form.grammar_enforced or forced)
 
     def _marks(
         self, reasoning: type[ReasoningParser] | None
@@ -104,8 +129,11 @@ class StructuredOutput:
             raise InvalidRequest("the model has no format for calls, so that tools cannot be held to their schemas")
         return self._format
 
-    def _calls(self, tools: Tools, *, forced: bool) -> Grammar:
-        """One call, opener and closer included; any number of them where nothing else may come."""
+    def _calls(self, tools: Tools, *, only: bool, instead_of: str | None = None) -> Grammar:
+        """One call, opener and closer included; any number of them where nothing else may come (`only`).
+
+        `instead_of`: a schema that the answer may be an instance of, rather than calls.
+        """
         form = self._call_format()
         if len(tools) > MAX_TOOLS:
             raise InvalidRequest(f"calls of at most {MAX_TOOLS} tools can be held, not of {len(tools)}")
@@ -114,9 +142,12 @@ class StructuredOutput:
             "x-guidance": {"whitespace_pattern": JSON_SPACE},
         }
         closer = f" SPACE? {self._literal(form.closer)}" if form.closer else ""
+        start, answer = "call (SPACE? call)*" if only else "call", ""
+        if instead_of is not None:
+            start, answer = f"{start} | answer", f"answer: %json {_spaced(instead_of)}\n"
         return Grammar(
             "lark",
-            f"start: {'call (SPACE? call)*' if forced else 'call'}\n"
+            f"start: {start}\n{answer}"
             f"call: {self._literal(form.opener)} SPACE? json{closer}\n"
             f"json: %json {json.dumps(schema)}\n"
             f"SPACE: /{JSON_SPACE}/\n",
@@ -126,6 +157,13 @@ class StructuredOutput:
         """A mark in a grammar: by its id where it is one token, since special tokens match no text."""
         ids = list(self._encode(text))
         return f"<[{ids[0]}]>" if len(ids) == 1 else json.dumps(text)
+
+
+def _spaced(schema: str) -> str:
+    """A schema with as much white space between its parts as all of ours."""
+    fields = json.loads(schema)
+    spaced = {**fields, "x-guidance": {"whitespace_pattern": JSON_SPACE}} if isinstance(fields, dict) else fields
+    return json.dumps(spaced)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:

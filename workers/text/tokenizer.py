@@ -48,6 +48,11 @@ class TextTokenizer:
         """Tokens there are, added ones included."""
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Every token's name and its id."""
+        return dict(self.backend.get_vocab(with_added_tokens=True))
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text; InvalidRequest for one that is no valid Unicode."""
         try:

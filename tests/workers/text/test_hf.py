@@ -266,3 +266,22 @@ def test_pickled_weights_and_code_stay_unread(gpt2, tmp_path):
     with pytest.raises(ConfigError, match="safetensors"):
         hf.create(model_dir=str(tmp_path), device="cpu")
     assert not hf.HfOptions(model_dir="x").trust_remote_code
+
+
+def test_guesses_change_no_text(gpt2):
+    """N-grams guessed ahead, over prompts that repeat themselves, and what is accepted is told."""
+    served, plain = pipeline(gpt2[1], speculation="ngram"), pipeline(gpt2[1])
+    requests = [ask(prompt[:12] * 4, 40, ignore_eos=True, seed=n, temperature=n % 2) for n, prompt in enumerate(prompts(6))]
+    contexts = [served.new_context(request) for request in requests]
+    got = {c.request_id: [] for c in contexts}
+    live = list(contexts)
+    while live:
+        for key, output in served.engine.step(live).items():
+            for part in output if isinstance(output, list) else [output]:
+                assert not isinstance(part, Exception), part
+                got[key].extend(part.tokens)
+        for context in [c for c in live if c.is_done]:
+            served.release(context.request_id)
+            live.remove(context)
+    assert [got[c.request_id] for c in contexts] == run(plain, requests)
+    assert served.engine.acceptance.accepted

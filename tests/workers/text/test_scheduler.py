@@ -73,6 +73,30 @@ def test_the_last_gives_its_blocks_back():
     assert plan.admitted[0].cached == 0
 
 
+def test_drafts_take_what_room_is_left():
+    """Of the step's budget and of the cache, and nobody's blocks; those confirmed count as computed."""
+    scheduler = make(blocks=7, max_running=2)
+    for key in "ab":
+        scheduler.add(key, ids(5, ord(key)), most=16)
+    step(scheduler)
+    plan = scheduler.plan()
+    assert [scheduler.reserve(plan, work, 4) for work in plan.works] == [4, 2]
+    assert plan.tokens == 8
+    scheduler.check_invariants()
+    scheduler.computed(plan)
+    first, second = (work.sequence for work in plan.works)
+    scheduler.append(first, ids(10, ord("a")))
+    scheduler.append(second, ids(7, ord("b")))
+    assert (first.computed, second.computed) == (9, 6)
+    assert scheduler.blocks.find(ids(10, ord("a"))) == 2
+    scheduler.check_invariants()
+    tight = make(max_tokens=6, max_running=6)
+    tight.add("a", ids(3), most=16)
+    step(tight)
+    plan = tight.plan()
+    assert [tight.reserve(plan, work, 16) for work in plan.works] == [5]
+
+
 def test_who_stands_still_goes_first():
     """A request whose reader does not keep up is put out before one that came later and is read."""
     scheduler = make(blocks=6)

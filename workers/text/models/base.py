@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from ...device import Device
-from .step import Span
+from .step import Span, Step
 
 
 class ModelConfig(Protocol):
@@ -41,6 +41,8 @@ class Model(Protocol[_Cache]):
     """A model on one device; keeps nothing of a request that it could not make again."""
 
     device: Device
+    #: Whether it takes a layout of its own making, `forward`, beside spans.
+    takes_steps: bool
 
     @property
     def config(self) -> ModelConfig:
@@ -51,3 +53,6 @@ class Model(Protocol[_Cache]):
 
         The keys and values of all tokens are in the cache afterwards.
         """
+
+    def forward(self, step: Step, cache: _Cache) -> Any:
+        """The same of spans laid out, for models that take them so."""

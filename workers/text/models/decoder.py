@@ -56,6 +56,8 @@ class Layer:
 class Decoder:
     """A decoder on one device; keeps nothing between steps but its weights."""
 
+    takes_steps = True
+
     def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, device: Device) -> None:
         self.config = config
         self.device = device

@@ -25,7 +25,7 @@ from ...device import Device
 from ...torch_arrays import library, to_ours, to_torch
 from .hf_cache import LayerShape, TorchCache
 from .hf_images import ImageRows
-from .step import Span
+from .step import Span, Step
 
 #: What `dtype` may be.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -47,6 +47,8 @@ class HfConfig:
 
 class HfModel:
     """A model of the library on `torch_device`; logits come as arrays of `device`. One thread uses it."""
+
+    takes_steps = False
 
     def __init__(self, model: Any, *, torch_device: str, device: Device, positions: int, together: bool) -> None:
         self.device = device
@@ -74,6 +76,10 @@ class HfModel:
             if not rows:
                 return self.device.xp.zeros((0, self.config.vocabulary), np.float32)
             return to_ours(torch.cat(rows).float(), self.device)
+
+    def forward(self, step: Step, cache: TorchCache) -> Any:
+        """Never: see `takes_steps`."""
+        raise NotImplementedError
 
     def _one_by_one(self, spans: Sequence[Span], cache: TorchCache) -> list[list[Any]]:
         return [

@@ -104,6 +104,45 @@ def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
     return Step(np.concatenate([span.tokens for span in spans]), starts, slots, [group], wanted)
 
 
+class Decoding:
+    """A batch that only decodes, kept from step to step: the same requests, each one token further every time.
+
+    `tables`: each request's block numbers; `starts`: the position of its newest token. Laying the batch out costs a few
+    calls, however many requests there are.
+    """
+
+    def __init__(self, tables: Sequence[Ints], starts: Sequence[int], block_size: int) -> None:
+        self._tables = np.zeros((len(tables), max(map(len, tables))), np.int64)
+        for row, table in enumerate(tables):
+            self._tables[row, : len(table)] = table
+        self._rows = np.arange(len(tables))
+        self._block_size = block_size
+        self._begin(np.array(starts, np.int64))
+
+    def _begin(self, starts: Ints) -> None:
+        self._starts = starts
+        self._numbers, self._places = np.divmod(starts, self._block_size)
+
+    def entering(self) -> list[tuple[int, int]]:
+        """The rows whose token is the first of a block, and the block's number in its request: `enter` it."""
+        rows = np.flatnonzero(self._places == 0)
+        return list(zip(rows.tolist(), self._numbers[rows].tolist(), strict=True))
+
+    def enter(self, row: int, number: int, block: int) -> None:
+        """Where the next tokens of a request go."""
+        self._tables[row, number] = block
+
+    def step(self, ids: Ints) -> Step | None:
+        """The layout for these tokens, and on to the next; None where one group of all wastes too much."""
+        starts, numbers, count = self._starts, self._numbers, len(self._rows)
+        blocks = int(numbers.max()) + 1
+        if blocks * count - int(numbers.sum()) - count > WASTE_BLOCKS:
+            return None
+        slots = self._tables[self._rows, numbers] * self._block_size + self._places
+        self._begin(starts + 1)
+        return Step(ids, starts, slots, [Group(0, count, 1, self._tables[:, :blocks], starts)], self._rows)
+
+
 def _parts(order: list[int], widths: list[int], reach: list[int]) -> Iterator[list[int]]:
     """Runs of spans of one width, cut where padding them to the longest would cost more than another group."""
     part: list[int] = []
