@@ -21,6 +21,7 @@ from ..workers.text.hf_tiny import VISION, libraries, picture, theirs
 pytestmark = pytest.mark.process
 
 NEW = 16
+#: Two of them, and where an image goes in a text.
 PLACES = {"llava": "<image>", "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>"}
 
 
@@ -29,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
     """Folder of each tiny checkpoint, and the library's model."""
     libraries()
     pytest.importorskip("PIL", reason="the processors of transformers need Pillow")
-    folders = {name: tmp_path_factory.mktemp(name) for name in VISION}
+    folders = {name: tmp_path_factory.mktemp(name) for name in PLACES}
     return {name: (folder, VISION[name](folder)) for name, folder in folders.items()}
 
 
@@ -70,7 +71,7 @@ def by_itself(models: dict[str, tuple[Path, Any]], name: str, *images: npt.NDArr
     return theirs(model, folder, name, text, list(images), NEW)
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", PLACES)
 def test_pixels_go_by_handle(client: ty.Client, models: dict[str, tuple[Path, Any]], name: str) -> None:
     """Uncopied from empty(), copied once otherwise, hardly a byte through sockets; and the text is the library's."""
     plain = picture(1, 240, 320)
@@ -92,7 +93,7 @@ def test_pixels_go_by_handle(client: ty.Client, models: dict[str, tuple[Path, An
     assert client.generate(messages(plain), model=name, temperature=0, max_new_tokens=NEW).tokens == wanted
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", PLACES)
 def test_images_of_all_sizes_streamed(client: ty.Client, models: dict[str, tuple[Path, Any]], name: str) -> None:
     """Small ones inside the message and large ones by handle, several in a chat, sync and async."""
     images = [picture(2, 30, 40), picture(3, 400, 300)]
@@ -107,7 +108,7 @@ def test_images_of_all_sizes_streamed(client: ty.Client, models: dict[str, tuple
     assert asyncio.run(again()) == wanted
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", PLACES)
 def test_a_bad_image_costs_its_sender_only(client: ty.Client, models: dict[str, tuple[Path, Any]], name: str) -> None:
     """A wrong dtype, shape or number, among good requests that are under way."""
     bad = [

@@ -106,72 +106,105 @@ TEXT = {
 }
 
 
-def write_llava(folder):
-    """A LLaVA: CLIP's encoder, a projector, a Llama; images are 28 by 28 pixels, 4 tokens each."""
+CLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "projection_dim": 16,
+}
+PINPOINTS = [[28, 56], [56, 28], [56, 56]]
+#: Encoders of the Qwen-VL family; of Qwen3-VL's, parts go into deeper layers too.
+GRIDDED = {"spatial_merge_size": 2, "temporal_patch_size": 2, "patch_size": 14, "num_heads": 2}
+QWEN = {
+    "Qwen2VL": {**GRIDDED, "depth": 2, "embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
+    "Qwen2_5_VL": {
+        **GRIDDED,
+        "depth": 2,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+    },
+    "Qwen3VL": {
+        **GRIDDED,
+        "depth": 3,
+        "hidden_size": 16,
+        "out_hidden_size": 32,
+        "intermediate_size": 32,
+        "deepstack_visual_indexes": [0, 1],
+        "num_position_embeddings": 64,
+    },
+}
+
+
+def _write_llava(folder, kind, image_processor, **fields):
+    """A LLaVA: CLIP's encoder, a projector, a Llama; images of 28 by 28 pixels have 4 tokens."""
     torch, transformers = libraries()
     torch.manual_seed(4)
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=28,
-        patch_size=14,
-        projection_dim=16,
-    )
-    config = transformers.LlavaConfig(
-        vision_config=vision,
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=transformers.CLIPVisionConfig(**CLIP),
         text_config=transformers.LlamaConfig(**TEXT),
         image_token_index=IMAGE,
         vision_feature_layer=-1,
         eos_token_id=END,
+        **fields,
     )
-    model = lively(torch, transformers.LlavaForConditionalGeneration(config))
+    model_type = getattr(transformers, f"{kind}ForConditionalGeneration")
+    model = lively(torch, model_type(config))
     with torch.no_grad():
         model.model.multi_modal_projector.linear_2.weight.mul_(20)  # images are to matter
     model.save_pretrained(folder)
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    processor = transformers.LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+    getattr(transformers, f"{kind}Processor")(
+        image_processor=image_processor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, **fields),
         tokenizer=tokenizer(transformers, begins=True),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=CHAT.replace("IMAGE", "<image>"),
-    )
-    processor.save_pretrained(folder)
-    return transformers.LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    ).save_pretrained(folder)
+    return model_type.from_pretrained(folder).eval()
 
 
-def write_qwen2_vl(folder):
-    """A Qwen2-VL: an encoder whose images have a size of their own, and positions by rows and columns."""
+def write_llava(folder):
+    """One image, one crop."""
+    libraries()
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return _write_llava(folder, "Llava", CLIPImageProcessorPil)
+
+
+def write_llava_next(folder):
+    """Images in several crops; their tokens have ends of rows among them."""
+    libraries()
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    return _write_llava(folder, "LlavaNext", LlavaNextImageProcessorPil, image_grid_pinpoints=PINPOINTS)
+
+
+def _write_qwen(folder, kind):
+    """A model of the Qwen-VL family: images have sizes of their own, and positions by rows and columns."""
     torch, transformers = libraries()
     torch.manual_seed(5)
-    config = transformers.Qwen2VLConfig(
-        vision_config={
-            "depth": 2,
-            "embed_dim": 16,
-            "hidden_size": 32,
-            "num_heads": 2,
-            "mlp_ratio": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-        },
-        text_config={
-            **TEXT,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
-        },
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=QWEN[kind],
+        text_config={**TEXT, "head_dim": 8, "rope_parameters": rope},
         image_token_id=PAD,
         video_token_id=PAD + 2,
         vision_start_token_id=PAD - 1,
         vision_end_token_id=PAD + 1,
         eos_token_id=END,
     )
-    model = lively(torch, transformers.Qwen2VLForConditionalGeneration(config))
+    model_type = getattr(transformers, f"{kind}ForConditionalGeneration")
+    model = lively(torch, model_type(config))
     with torch.no_grad():
-        model.model.visual.merger.mlp[-1].weight.mul_(20)
+        for name, parameter in model.model.visual.merger.named_parameters():
+            if name.endswith("weight") and parameter.dim() == 2:
+                parameter.mul_(5)
     model.save_pretrained(folder)
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -181,10 +214,31 @@ def write_qwen2_vl(folder):
     made = tokenizer(transformers)
     made.chat_template = CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     made.save_pretrained(folder)
-    return transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder).eval()
+    return model_type.from_pretrained(folder).eval()
 
 
-VISION = {"llava": write_llava, "qwen2_vl": write_qwen2_vl}
+def write_qwen2_vl(folder):
+    """As it began."""
+    return _write_qwen(folder, "Qwen2VL")
+
+
+def write_qwen2_5_vl(folder):
+    """An encoder that attends in windows."""
+    return _write_qwen(folder, "Qwen2_5_VL")
+
+
+def write_qwen3_vl(folder):
+    """An encoder that feeds deeper layers: not served."""
+    return _write_qwen(folder, "Qwen3VL")
+
+
+VISION = {
+    "llava": write_llava,
+    "llava_next": write_llava_next,
+    "qwen2_vl": write_qwen2_vl,
+    "qwen2_5_vl": write_qwen2_5_vl,
+}
+PLACEHOLDER = {"llava": "<image>", "llava_next": "<image>", "qwen2_vl": "<|image_pad|>", "qwen2_5_vl": "<|image_pad|>"}
 
 
 def picture(seed, height=40, width=60):
@@ -196,7 +250,7 @@ def theirs(model, folder, name, text, images, new):
     """The tokens that transformers generates by itself, greedily; `text` has the placeholders already."""
     torch, transformers = libraries()
     given = {}
-    if name == "llava":
+    if name.startswith("llava"):
         processor = transformers.AutoProcessor.from_pretrained(folder)
         given = dict(processor(text=[text], images=images or None, return_tensors="pt"))
     else:

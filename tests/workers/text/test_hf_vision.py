@@ -10,13 +10,11 @@ import pytest
 from tensoryard.errors import ConfigError, InvalidRequest
 from tensoryard.proto import SamplingParams, TextAndVisionContext, TextGenerationRequest
 
-from .hf_tiny import IMAGE, PAD, VISION, libraries, picture, theirs, write_text_model
+from .hf_tiny import PLACEHOLDER, VISION, libraries, picture, theirs, write_qwen3_vl, write_text_model
 
 torch, transformers = libraries()
 
 from tensoryard.workers.pipelines import hf  # noqa: E402 - only where they are installed
-
-PLACEHOLDER = {"llava": IMAGE, "qwen2_vl": PAD}
 
 
 @pytest.fixture(scope="module", params=VISION)
@@ -98,7 +96,7 @@ def test_a_template_may_begin_a_prompt_itself(made, tmp_path):
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ bos_token }}" + template}))
     begun, plain = pipeline(tmp_path), pipeline(folder)
     request = ask([picture(1)])
-    if name == "llava":
+    if name.startswith("llava"):
         assert begun._render(request) == "<s>" + plain._render(request)
     assert begun.new_context(request).tokens.all.tolist() == plain.new_context(request).tokens.all.tolist()
 
@@ -182,8 +180,8 @@ def test_counts_of_images(made):
     served = pipeline(folder, max_images=2)
     with pytest.raises(InvalidRequest, match="3 images; this deployment takes 2"):
         served.new_context(ask([picture(0)] * 3))
-    spelled = {"llava": "<image>", "qwen2_vl": "<|image_pad|>"}[name]
-    for prompt in (f"see {spelled}", [1, PLACEHOLDER[name]]):
+    spelled = PLACEHOLDER[name]
+    for prompt in (f"see {spelled}", [1, served.tokenizer.token_id(spelled)]):
         with pytest.raises(InvalidRequest, match="1 places for images, the request 0"):
             served.new_context(TextGenerationRequest(model_name="m", prompt=prompt))
     with pytest.raises(InvalidRequest, match="2 places for images, the request 1"):
@@ -199,6 +197,14 @@ def test_models_without_eyes_say_so(made, tmp_path):
     for served in (pipeline(tmp_path), pipeline(made[1], max_images=0)):
         with pytest.raises(InvalidRequest, match="text only"):
             served.new_context(ask([picture(0)]))
+
+
+def test_an_encoder_that_feeds_deeper_layers_is_refused(tmp_path):
+    """Rows in place of words are not all that Qwen3-VL makes of an image."""
+    write_qwen3_vl(tmp_path)
+    with pytest.raises(ConfigError, match="a prompt with an image has logits"):
+        pipeline(tmp_path)
+    assert pipeline(tmp_path, max_images=0).processor is None
 
 
 def test_an_encoder_that_is_read_wrongly_is_noticed(made, monkeypatch):

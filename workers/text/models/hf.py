@@ -157,6 +157,8 @@ def load(folder: Path, *, dtype: str, torch_device: str, trust_remote_code: bool
     Only safetensors are read, since other weights are pickles, and nothing is downloaded.
     """
     transformers = library("transformers")
+    # A worker's log is no terminal.
+    library("transformers.utils.logging").disable_progress_bar()
     how = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **how)
