@@ -161,7 +161,7 @@ class TextEngine:
     # A step
 
     def _compute(self, plan: Plan, outputs: Outputs) -> None:
-        requests = [_request(work.sequence) for work in plan.works]
+        requests: list[_Request] = [work.sequence.key for work in plan.works]  # type: ignore[misc]
         drafts = self._draft(plan, requests) if self._speculation is not None else {}
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
         spans: list[Span] = []
