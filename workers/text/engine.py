@@ -166,7 +166,7 @@ class TextEngine:
     # A step
 
     def _compute(self, plan: Plan, outputs: Outputs) -> None:
-        requests = [_request(work.sequence) for work in plan.works]
+        requests: list[_Request] = [work.sequence.key for work in plan.works]  # type: ignore[misc]
         drafts = self._draft(plan, requests) if self._speculation is not None else {}
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
         spans: list[Span] = []
@@ -241,6 +241,10 @@ class TextEngine:
     def _choose(self, ready: list[_Request], drafts: list[list[int]] | None, logits: Any, outputs: Outputs) -> None:
         states = [request.state for request in ready]
         sampled = self._sampler.sample(logits, states, drafts)
+        if drafts is None and sampled.log_probabilities is None and not sampled.problems:
+            for request, token in zip(ready, sampled.tokens, strict=True):
+                outputs[request.context.request_id] = self._commit(request, (token,), None, 0)
+            return
         gained = [[token] for token in sampled.tokens]
         if drafts is not None and self._speculation is not None:
             gained = self._speculation.settle(states, sampled.tokens, self.acceptance)

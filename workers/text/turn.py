@@ -26,6 +26,10 @@ def commit(
     chosen by the other one.
     """
     context = state.context
+    if log_probabilities is None and len(tokens) == 1:  # as it mostly is
+        context.update(tokens[0])
+        state.accept(tokens)
+        return [] if answer is None else [follow(context, answer, tokens[0])]
     watches_phase = context.sampling_params.thinking_temperature is not None
     phase = context.in_reasoning_phase
     deltas: list[AnswerDelta] = []
