@@ -131,6 +131,10 @@ class HuggingFace(Llama):
             in_parts=self.processor is not None,
         )
 
+    def is_slow_to_read(self, request: TextGenerationRequest) -> bool:
+        """Whether there are images to prepare, or a grammar to compile."""
+        return bool(request.images) or super().is_slow_to_read(request)
+
     def _encode_chat(self, text: str) -> list[int]:
         # Templates of processors leave the first token to the tokenizer, unless they begin with it.
         begun = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
