@@ -10,5 +10,5 @@
 
 Beside them stand benchmarks of one part each, with a command of their own: `router_scale`, `hops`, `idle`, `detection`,
 `allocations`, which the first one runs too, and `memory`, `import_time`, `token_step`,
-`sampling`. Nothing here is installed.
+`sampling`, `adapters`. Nothing here is installed.
 """

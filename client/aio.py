@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
@@ -19,6 +20,7 @@ from ..errors import InvalidRequest, ReplyTimeout
 from ..proto.audio import AudioGenerationOutput, AudioGenerationRequest
 from ..proto.embeddings import EmbeddingsRequest, input_kind
 from ..proto.generation import GenerationOutput
+from ..proto.lora import LoRAResponse
 from ..proto.request import RequestID
 from ..proto.status import ClusterStatus
 from ..proto.text_output import TextGenerationOutput
@@ -206,6 +208,16 @@ class AsyncClient:
     async def story(self, request_id: RequestID | str, *, timeout_s: float = 10.0) -> tuple[str, ...]:
         """See `Client.story`."""
         return await asyncio.to_thread(self._client.story, request_id, timeout_s=timeout_s)
+
+    async def load_lora(
+        self, lora_name: str, lora_path: str | os.PathLike[str], *, model: str, timeout_s: float = 30.0
+    ) -> LoRAResponse:
+        """See `Client.load_lora`."""
+        return await asyncio.to_thread(self._client.load_lora, lora_name, lora_path, model=model, timeout_s=timeout_s)
+
+    async def unload_lora(self, lora_name: str, *, model: str = "", timeout_s: float = 30.0) -> LoRAResponse:
+        """See `Client.unload_lora`."""
+        return await asyncio.to_thread(self._client.unload_lora, lora_name, model=model, timeout_s=timeout_s)
 
     async def shutdown(self) -> None:
         """See `Client.shutdown`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
@@ -20,11 +21,13 @@ from ..proto import wire
 from ..proto.audio import AudioGenerationOutput, AudioGenerationRequest
 from ..proto.embeddings import EmbeddingsRequest, input_kind
 from ..proto.generation import GenerationOutput
+from ..proto.lora import LoRAOperation, LoRARequest, LoRAResponse
 from ..proto.pixels import PixelGenerationRequest
 from ..proto.request import RequestID
 from ..proto.status import ClusterStatus
 from ..proto.text_output import TextGenerationOutput
 from ..settings import Settings, from_environment
+from . import lora
 from .connection import Connection
 from .reply import Reply
 from .retry import Retry
@@ -180,6 +183,24 @@ class Client:
         question = functools.partial(wire.AskStory, request_id=str(RequestID(str(request_id))))
         story: tuple[str, ...] = self._connection.ask(question, tuple[str, ...], timeout_s)
         return story
+
+    def load_lora(
+        self, lora_name: str, lora_path: str | os.PathLike[str], *, model: str, timeout_s: float = 30.0
+    ) -> LoRAResponse:
+        """Load a PEFT folder as an adapter of a model, on all its workers; requests then name it as their model.
+
+        The path is the workers' own. The answer's status says how it ended; one that is no success leaves nothing
+        behind, and a worker that comes later loads it too. Again with the same path is a success.
+        """
+        return lora.change(self._connection, lora.load_request(lora_name, lora_path), model=model, timeout_s=timeout_s)
+
+    def unload_lora(self, lora_name: str, *, model: str = "", timeout_s: float = 30.0) -> LoRAResponse:
+        """Unload an adapter: it takes no new requests at once, and goes when those that it has have ended.
+
+        With `model`, only if it is that model's.
+        """
+        request = LoRARequest(LoRAOperation.UNLOAD, lora_name)
+        return lora.change(self._connection, request, model=model, timeout_s=timeout_s)
 
     def shutdown(self) -> None:
         """End the whole cluster: nothing new is accepted, workers finish what they hold."""

@@ -160,7 +160,7 @@ class Connection:
 
     def wish(self, request: Any, *, deadline_s: float | None, priority: int, retry: Retry | bool | None = None) -> Wish:
         """What a caller wants, checked, and nothing done for it yet. Raises InvalidRequest or NotConnected."""
-        self._require_open()
+        self.require_open()
         if deadline_s is not None or priority or type(priority) is not int:
             deadline_s, priority = _checked(deadline_s, priority)
         policy = self.retry if retry is None else Retry() if retry is True else retry or None
@@ -175,12 +175,12 @@ class Connection:
 
     def wait_s(self, wish: Wish) -> float:
         """How long to wait before `send`. Raises NotConnected."""
-        self._require_open()
+        self.require_open()
         return wish.wait_s(self._conversation, monotonic())
 
     def send(self, wish: Wish) -> Reply:
         """Encode and send what is wanted, now; a wish that has been refused gives a reply that says so."""
-        welcome = self._require_open()
+        welcome = self.require_open()
         if wish.refusal is not None:
             return self._refused(wish.request.request_id, wish.refusal)
         key = str(wish.request.request_id)
@@ -248,7 +248,8 @@ class Connection:
                 request_id=key,
             )
 
-    def _require_open(self) -> wire.Welcome:
+    def require_open(self) -> wire.Welcome:
+        """The coordinator's greeting; raises NotConnected, or why it refuses us."""
         if _process is not self._process and not self._closed:
             raise errors.NotConnected("this client was made before a fork, and its thread is not here: connect() anew")
         return self._conversation.require_open(self._session.silent_s)
@@ -262,12 +263,16 @@ class Connection:
 
     def shutdown(self) -> None:
         """Ask for the end of the whole cluster."""
-        self._require_open()
+        self.require_open()
         self._session.post(wire.Shutdown())
+
+    def speaks(self, feature: str) -> bool:
+        """See `Conversation.speaks`."""
+        return self._conversation.speaks(feature)
 
     def ask(self, make: Any, type_: Any, timeout_s: float) -> Any:
         """Send a question made by `make(query=number)` and wait for the body of its REPORT."""
-        self._require_open()
+        self.require_open()
         answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         number = self._conversation.ask(make, answers.put, self._session.silent_s)
         try:
@@ -278,7 +283,7 @@ class Connection:
         finally:
             self._conversation.forget(number)
         if body is None:
-            self._require_open()
+            self.require_open()
             raise errors.NotConnected("the connection ended before the answer came")
         return msgspec.msgpack.decode(body, type=type_)
 

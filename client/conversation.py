@@ -42,7 +42,7 @@ class Post(Protocol):
 class Query(NamedTuple):
     """A question under way; `answer` gets the body of its REPORT, or None when there will be none."""
 
-    message: wire.AskStatus | wire.AskStory
+    message: wire.AskStatus | wire.AskStory | wire.Lora
     answer: Callable[[bytes | None], None]
 
 
@@ -140,10 +140,11 @@ class Conversation:
 
     def consumed(self, request_id: str, parts: int) -> None:
         """The caller has read so many outputs of a stream: its worker may go on."""
-        if self.pending.get(request_id) is not None and self._speaks("windows"):
+        if self.pending.get(request_id) is not None and self.speaks("windows"):
             self._post(wire.Consumed(request_id=request_id, parts=parts))
 
-    def _speaks(self, feature: str) -> bool:
+    def speaks(self, feature: str) -> bool:
+        """Whether the coordinator knows what came after the first messages; see `wire.FEATURES`."""
         return self.welcome is not None and feature in self.welcome.features
 
     def ask(self, make: Callable[..., Any], answer: Callable[[bytes | None], None], silent_s: float) -> int:

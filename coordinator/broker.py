@@ -17,14 +17,14 @@ from ..proto import wire
 from ..proto.status import ClusterStatus
 from ..settings import Settings
 from ..version import __version__
+from . import adapters, translation
 from . import events as ev
-from . import translation
 from .actions import Action, Watch
 from .dispatcher import Dispatcher
-from .records import Limits
+from .records import Limits, Model
 from .reports import model_statuses, take_loads
 from .roster import Peer
-from .waiting_room import WaitingRoom
+from .waiting_room import Letter, WaitingRoom
 
 log = logger(__name__)
 
@@ -77,10 +77,12 @@ class Broker:
         self._next_beat = at
         #: Until the fleet has spoken; None from then on.
         self._room: WaitingRoom | None = None
+        #: From then on, until each model that is to be served has a worker: requests for names that nobody serves yet.
+        self._strangers: WaitingRoom | None = None
+        #: Wishes about adapters that came before either was over.
+        self._early: list[tuple[bytes, wire.Lora]] = []
         if expects_fleet:
-            self._room = WaitingRoom(
-                open_at=at + settings.settle_s, max_bytes=settings.max_kept_bytes, max_per_client=settings.max_in_flight
-            )
+            self._room = self._new_room(at)
         self._leaving_at: float | None = None
 
     # -- what happens -------------------------------------------------------------------------------------------------
@@ -111,8 +113,8 @@ class Broker:
         due = self.router.next_deadline()
         if due is not None and due <= at:
             self._handle(ev.Ticked(at=at))
-        if self._room is not None:
-            self._look_into(self._room, at)
+        for room in self._rooms():
+            self._look_into(room, at)
         if at >= self._next_beat:
             self._beat(at)
 
@@ -121,8 +123,7 @@ class Broker:
         due = [self._next_beat]
         if (deadline := self.router.next_deadline()) is not None:
             due.append(deadline)
-        if self._room is not None:
-            due.append(self._room.next_deadline())
+        due += [room.next_deadline() for room in self._rooms()]
         return min(due)
 
     def goodbye(self) -> None:
@@ -144,8 +145,8 @@ class Broker:
         """For so long nobody could be heard: neither that a peer lives, nor that work moves, nor what is served."""
         self.roster.excuse(late_s, at)
         self._handle(ev.TimeLost(at=at, seconds=late_s))
-        if self._room is not None:
-            self._room.open_at += late_s
+        for room in self._rooms():
+            room.open_at += late_s
 
     def _beat(self, at: float) -> None:
         self._next_beat = at + self.settings.heartbeat_s
@@ -270,10 +271,12 @@ class Broker:
     def _serve_client(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
         match message:
             case wire.Submit() | wire.Cancel() | wire.Consumed():
-                if self._room is not None:
-                    self._serve_waiting(self._room, peer, message, body, at)
+                if (room := self._room_for(peer, message)) is not None:
+                    self._serve_waiting(room, peer, message, body, at)
                 else:
                     self._serve_request(peer, message, body, at)
+            case wire.Lora():
+                self._serve_lora(peer, message, at)
             case wire.AskStatus():
                 self._report(peer, message.query, self.status(at))
             case wire.AskStory():
@@ -291,6 +294,15 @@ class Broker:
                 self._handle(ev.CancelAsked(at=at, client=peer.name, request_id=request_id))
             case wire.Consumed(request_id=request_id, parts=parts):
                 self._handle(ev.PartsConsumed(at=at, client=peer.name, request_id=request_id, parts=parts))
+
+    def _serve_lora(self, peer: Peer, message: wire.Lora, at: float) -> None:
+        """A wish about an adapter: at once, or when it is known which models and adapters there are."""
+        if not self._rooms():
+            self._handle(translation.adapter_asked(peer.name, message, at))
+        elif len(self._early) < adapters.MAX_ASKED:
+            self._early.append((peer.identity, message))
+        else:
+            raise errors.Overloaded("too many wait for this cluster to come up; try again in a second")
 
     def _serve_waiting(self, room: WaitingRoom, peer: Peer, message: _OfRequest, body: wire.Frames, at: float) -> None:
         """The same, while the fleet has not spoken."""
@@ -311,6 +323,9 @@ class Broker:
             case wire.Ready():
                 peer.features = frozenset(message.features)
                 self._handle(translation.worker_readied(peer.name, message, at))
+                self._greet_strangers(at)
+            case wire.LoraDone():
+                self._handle(translation.adapter_done(peer.name, message, at))
             case wire.DrainWorker():
                 self._handle(ev.DrainAsked(at=at, worker=peer.name))
             case wire.StartFailed(deployment=deployment, text=text):
@@ -342,20 +357,69 @@ class Broker:
             case _:
                 raise errors.ProtocolError(f"a fleet does not send {type(message).__name__}")
 
+    # -- until it is known what the cluster serves --------------------------------------------------------------------
+
+    def _new_room(self, at: float) -> WaitingRoom:
+        settings = self.settings
+        return WaitingRoom(
+            open_at=at + settings.settle_s, max_bytes=settings.max_kept_bytes, max_per_client=settings.max_in_flight
+        )
+
+    def _rooms(self) -> list[WaitingRoom]:
+        """Where requests wait now: nowhere, before long."""
+        return [room for room in (self._room, self._strangers) if room is not None]
+
+    def _room_for(self, peer: Peer, message: _OfRequest) -> WaitingRoom | None:
+        """Where a request, or word about one that waits, belongs; None when it can be served."""
+        if self._room is not None or self._strangers is None:
+            return self._room
+        if isinstance(message, wire.Submit):
+            return self._strangers if self._is_to_come(message) else None
+        return self._strangers if self._strangers.holds(peer.identity, message.request_id) else None
+
+    def _is_to_come(self, message: wire.Submit) -> bool:
+        """The name may be that of an adapter, which only a worker that is still to come has told to a coordinator."""
+        comes = any(model.task == message.task and _comes_up(model) for model in self.router.models.values())
+        return comes and self.router.served(message.model) is None
+
     def _look_into(self, room: WaitingRoom, at: float) -> None:
         for letter in room.expired(at):
             expired = errors.DeadlineExpired("its deadline passed while the cluster came up")
             self._end(letter.identity, letter.message.request_id, letter.message.submission, expired)
         if at >= room.open_at:
-            self._open_doors(at)
+            if room is self._room:
+                self._open_doors(at)
+            else:
+                self._strangers = None
+                self._admit(room.empty(at), at)
 
     def _open_doors(self, at: float) -> None:
         """What the cluster serves is known, or will not become known soon: take up what has waited."""
         room, self._room = self._room, None
-        for letter in room.empty(at) if room is not None else ():
+        if room is not None:
+            self._strangers = self._new_room(at)
+            self._admit(room.empty(at), at)
+            self._greet_strangers(at)
+
+    def _greet_strangers(self, at: float) -> None:
+        """A model has a worker: the names of its adapters are known now."""
+        room = self._strangers
+        if room is None:
+            return
+        if not any(map(_comes_up, self.router.models.values())):
+            self._strangers = None
+        self._admit(room.empty(at, lambda letter: self._strangers is None or not self._is_to_come(letter.message)), at)
+
+    def _admit(self, letters: list[Letter], at: float) -> None:
+        for letter in letters:
             peer = self.roster.get(letter.identity)
             assert peer is not None, "requests of clients that are gone do not wait"
             self._serve_client(peer, letter.message, letter.body, at)
+        if not self._rooms():
+            early, self._early = self._early, []
+            for identity, message in early:
+                if (peer := self.roster.get(identity)) is not None:
+                    self._serve_lora(peer, message, at)
 
     def _begin_shutdown(self, at: float) -> None:
         """Tell the fleet, or where there is none the workers, to finish; `finished` when they have left."""
@@ -371,8 +435,8 @@ class Broker:
                 self._handle(ev.DrainAsked(at=at, worker=worker.name))
 
     def _lose(self, peer: Peer, reason: str, at: float) -> None:
-        if self._room is not None:
-            self._room.leave(peer.identity)
+        for room in self._rooms():
+            room.leave(peer.identity)
         self._dispatcher.lose(peer, reason, at)
 
     def _report(self, peer: Peer, query: int, answer: Any) -> None:
@@ -394,12 +458,17 @@ class Broker:
             outcomes=dict(self.router.outcomes),
             models=model_statuses(self.router, self.roster, at),
             kept_bytes=self.router.kept_bytes,
-            waiting_for_fleet=len(self._room) if self._room is not None else 0,
+            waiting_for_fleet=sum(map(len, self._rooms())),
         )
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the books do not balance, the router's included; O(everything), for tests."""
         self._dispatcher.check_invariants()
+
+
+def _comes_up(model: Model) -> bool:
+    """It is to be served, and may be, and no worker has said so yet."""
+    return model.expected and model.replicas > 0 and not model.workers and not model.unhealthy
 
 
 _SERVES = {

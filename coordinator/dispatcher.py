@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 from .. import errors
 from ..logs import logger
 from ..proto import wire
@@ -122,15 +124,27 @@ class Dispatcher:
             case ev.SendError():
                 self._to("client", effect.client, translation.error_message(effect))
             case ev.SendConsumed():
-                peer = self.roster.named("worker", effect.worker)
-                if peer is not None and "windows" in peer.features:
-                    self.send(peer.identity, translation.word_to_worker(effect))
+                self._tell_consumed(effect)
             case ev.SendCancel() | ev.SendDiscard() | ev.SendDrain():
                 self._to("worker", effect.worker, translation.word_to_worker(effect))
+            case ev.SendAdapter() | ev.AnswerAdapter():
+                self._tell_of_adapter(effect)
             case ev.NotifyFleet():
                 self._dismiss_hung(effect, at)
                 for fleet in self.roster.all("fleet"):
                     self.send(fleet.identity, translation.notice(effect))
+
+    def _tell_consumed(self, effect: ev.SendConsumed) -> None:
+        peer = self.roster.named("worker", effect.worker)
+        if peer is not None and "windows" in peer.features:
+            self.send(peer.identity, translation.word_to_worker(effect))
+
+    def _tell_of_adapter(self, effect: ev.SendAdapter | ev.AnswerAdapter) -> None:
+        if isinstance(effect, ev.SendAdapter):
+            self._to("worker", effect.worker, translation.adapter_work(effect))
+        else:
+            body = [msgspec.msgpack.encode(translation.adapter_answer(effect))]
+            self._to("client", effect.client, wire.Report(query=effect.query), body)
 
     def _dismiss_hung(self, effect: ev.NotifyFleet, at: float) -> None:
         """A worker that hung and comes to itself again must join anew: the router has forgotten it."""

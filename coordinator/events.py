@@ -81,6 +81,9 @@ class WorkerReadied(Event, frozen=True):
     submissions: tuple[int, ...] = ()
     sent: tuple[int, ...] = ()
     cancelled: tuple[bool, ...] = ()
+    #: Whether it can be asked to load adapters, and those that it has: (name, path).
+    takes_adapters: bool = False
+    adapters: tuple[tuple[str, str], ...] = ()
 
 
 class WorkerStartFailed(Event, frozen=True):
@@ -153,6 +156,28 @@ class TimeLost(Event, frozen=True):
     seconds: float
 
 
+class AdapterAsked(Event, frozen=True):
+    """A client wants an adapter loaded on all workers of a model, or unloaded; to be answered within `timeout_s`."""
+
+    client: str
+    query: int
+    operation: str
+    name: str
+    path: str = ""
+    model: str = ""
+    timeout_s: float = 30.0
+
+
+class AdapterDone(Event, frozen=True):
+    """A worker has done what it was asked for by that number, or could not."""
+
+    worker: str
+    number: int
+    name: str
+    status: str
+    text: str = ""
+
+
 class Ticked(Event, frozen=True):
     """Time has passed; deadlines and hung workers are looked at."""
 
@@ -172,6 +197,7 @@ class SendRequest(Effect, frozen=True):
     window_bytes: int = 0
     consumed: int = 0
     submission: int = 0
+    adapter: str = ""
 
 
 class SendCancel(Effect, frozen=True):
@@ -243,3 +269,22 @@ class NotifyFleet(Effect, frozen=True):
     deployment: str
     what: str
     text: str = ""
+
+
+class SendAdapter(Effect, frozen=True):
+    """Have a worker load or unload an adapter."""
+
+    worker: str
+    number: int
+    operation: str
+    name: str
+    path: str = ""
+
+
+class AnswerAdapter(Effect, frozen=True):
+    """Tell a client what became of the adapter that it asked for: a `LoRAStatus`, and texts for people."""
+
+    client: str
+    query: int
+    status: str
+    texts: tuple[str, ...]

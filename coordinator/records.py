@@ -11,6 +11,7 @@ from enum import Enum
 
 import msgspec
 
+from ..proto.lora import LoRAStatus
 from . import events as ev
 from .queues import LeastLoaded, RequestQueue
 from .story import Lines
@@ -47,6 +48,17 @@ class WorkerState(Enum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+
+
+class AdapterState(Enum):
+    """Where an adapter is. Requests are taken for it while it is LOADED."""
+
+    #: Asked for, and not yet on all workers that were asked.
+    LOADING = "loading"
+    LOADED = "loaded"
+    #: To be unloaded when the last request that was taken for it has ended.
+    DRAINING = "draining"
+    UNLOADING = "unloading"
 
 
 class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
@@ -86,6 +98,8 @@ class Request(msgspec.Struct, kw_only=True, eq=False, gc=False):
     window_bytes: int = 0
     #: Outputs that its caller has read, as far as told; an earlier coordinator may have passed on more than we have.
     consumed: int = 0
+    #: The adapter of its model that it runs with; "" for none.
+    adapter: str = ""
     started: float = 0.0
     #: Its story, of which `story.py` keeps the books.
     lines: Lines = msgspec.field(default_factory=list)
@@ -106,6 +120,8 @@ class Worker:
     slots: dict[tuple[str, int], None] = field(default_factory=dict)
     #: It runs suspects, on their last try one alone, and gets nothing else meanwhile.
     exclusive: bool = False
+    #: Whether it can be asked to load adapters.
+    takes_adapters: bool = False
     #: Its last progress count, and when anything last moved.
     progress: int = 0
     progressed: float = 0.0
@@ -115,6 +131,7 @@ class Worker:
         self.state = WorkerState.READY
         self.model, self.deployment = event.model, event.deployment
         self.slots = dict.fromkeys(event.running)
+        self.takes_adapters = event.takes_adapters
         self.credits, self.hang_limit_s = max(event.credits, len(self.slots)), event.hang_limit_s
         self.progressed = at
 
@@ -122,6 +139,33 @@ class Worker:
     def hangs_at(self) -> float:
         """When it counts as hung, if it still holds work and nothing moves until then."""
         return self.progressed + self.hang_limit_s
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Adapter:
+    """One adapter of a model, by a name that is no other's; `adapters.py` keeps its books."""
+
+    name: str
+    model: str
+    path: str
+    state: AdapterState = AdapterState.LOADING
+    #: Workers that have it.
+    on: set[str] = field(default_factory=set)
+    #: Workers that were asked to load it, or unload it, and have not answered: the number of the question.
+    asked: dict[str, int] = field(default_factory=dict)
+    #: Workers that could not: status and text.
+    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    #: Workers lost while they loaded it, since one last could.
+    losses: int = 0
+    #: Live requests that run with it, in order.
+    live: dict[str, None] = field(default_factory=dict)
+    #: What its askers are told when it is gone from all workers again; None: that it is unloaded.
+    verdict: tuple[LoRAStatus, tuple[str, ...]] | None = None
+    #: Who waits for an answer.
+    askers: dict[str, None] = field(default_factory=dict)
+    #: While some worker of the model lacks it: those that have it and are free, and requests that wait for one.
+    free: LeastLoaded = field(default_factory=LeastLoaded)
+    queue: RequestQueue = field(default_factory=RequestQueue)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -152,6 +196,9 @@ class Model:
     adoptable: dict[str, tuple[Worker, int, int]] = field(default_factory=dict)
     #: READY workers with a credit, by load and host; without those that are exclusive or reserved.
     free_workers: LeastLoaded = field(default_factory=LeastLoaded)
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    #: Of its adapters those that only some of its workers have: their requests may have to wait apart.
+    lanes: dict[str, Adapter] = field(default_factory=dict)
     #: The worker kept free for the first suspect; "" for none, always so while nothing is suspect.
     reserved: str = ""
     #: Live requests, and the most at once since somebody last asked.
@@ -165,7 +212,36 @@ class Model:
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker."""
-        return len(self.queue) + len(self.suspects)
+        return len(self.queue) + len(self.suspects) + sum(len(lane.queue) for lane in self.lanes.values())
+
+    def waiting_ids(self) -> list[str]:
+        """Which they are."""
+        apart = [request_id for lane in self.lanes.values() for request_id in lane.queue.waiting()]
+        return [*self.suspects, *apart, *self.queue.waiting()]
+
+    def least(self, request: Request) -> str | None:
+        """The free worker for a request; None when there is none that could run it."""
+        lane = self.lanes.get(request.adapter) if request.adapter else None
+        return (self.free_workers if lane is None else lane.free).least(request.host)
+
+    def can_run(self, worker: str, request: Request) -> bool:
+        """Whether a worker of the model has what the request needs."""
+        lane = self.lanes.get(request.adapter) if request.adapter else None
+        return lane is None or worker in lane.on
+
+    def offer(self, worker: Worker) -> None:
+        """Enter a worker among the free ones."""
+        load = len(worker.slots) / worker.credits
+        self.free_workers.set(worker.name, load, worker.host)
+        for lane in self.lanes.values():
+            if worker.name in lane.on:
+                lane.free.set(worker.name, load, worker.host)
+
+    def withdraw(self, worker: Worker) -> None:
+        """Take a worker out from among them."""
+        self.free_workers.remove(worker.name)
+        for lane in self.lanes.values():
+            lane.free.remove(worker.name)
 
     def count_live(self, change: int) -> None:
         """One more, or one less."""
@@ -214,6 +290,7 @@ def check_request(request: Request, models: dict[str, Model], workers: dict[str,
     """A request is in exactly one place, the one its state says."""
     model = models[request.model]
     queued = (request.request_id in model.queue) + (request.request_id in model.suspects)
+    queued += sum(request.request_id in lane.queue for lane in model.lanes.values())
     if request.state is RequestState.QUEUED:
         assert queued == 1, f"{request.request_id} is QUEUED and in {queued} queues"
         assert not request.worker, f"{request.request_id} is QUEUED and has a worker"
@@ -225,7 +302,7 @@ def check_request(request: Request, models: dict[str, Model], workers: dict[str,
 
 def check_model(model: Model, requests: dict[str, Request], workers: dict[str, Worker]) -> None:
     """What a model counts is what there is, and nothing waits that could run."""
-    name, waiting = model.name, [*model.queue.waiting(), *model.suspects]
+    name, waiting = model.name, model.waiting_ids()
     assert len(waiting) == model.waiting, f"{name}: {model.waiting} requests counted, {len(waiting)} waiting"
     assert all(requests[r].state is RequestState.QUEUED for r in waiting), "a waiting request is not QUEUED"
     weight = sum(requests[r].weight_bytes for r in waiting)
@@ -237,7 +314,8 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
     assert alive == model.live <= model.peak, f"{name}: {model.live} live requests counted, there are {alive}"
     free = model.free_workers.least()
     assert free is None or not model.queue, f"{name}: {free} is free while requests wait"
-    assert free is None or model.reserved or not model.suspects, f"{name}: {free} is free while suspects wait"
+    able = any(model.least(requests[suspect]) for suspect in model.suspects)
+    assert free is None or model.reserved or not able, f"{name}: {free} is free while suspects wait"
     for request_id, (worker, attempt, _) in model.adoptable.items():
         live = requests.get(request_id)
         assert live is None or live.model != name, f"{request_id} is live and was not adopted"
@@ -247,6 +325,24 @@ def check_model(model: Model, requests: dict[str, Request], workers: dict[str, W
         reserved = workers[model.reserved]
         assert reserved.state is WorkerState.READY, f"{name} reserves a worker that leaves"
         assert reserved.slots, f"{name} reserves a worker that is idle"
+
+
+def check_adapters(model: Model, requests: dict[str, Request]) -> None:
+    """An adapter's live requests are those of its name, and its lane is there when, and only when, it is needed."""
+    for name, adapter in model.adapters.items():
+        assert adapter.on <= model.workers.keys(), f"{name} is on workers that are gone"
+        assert adapter.asked.keys() <= model.workers.keys(), f"{name} is asked of workers that are gone"
+        live = {r.request_id for r in requests.values() if (r.model, r.adapter) == (model.name, name)}
+        assert live == adapter.live.keys(), f"the live requests of {name} are miscounted"
+        serving = adapter.state in (AdapterState.LOADED, AdapterState.DRAINING)
+        assert serving or not adapter.live, f"{name} is {adapter.state.value} and has live requests"
+        partial = serving and len(adapter.on) < len(model.workers)
+        assert (model.lanes.get(name) is adapter) == partial, f"{name} has a lane, or none, and should not"
+        assert partial or not adapter.queue, f"requests wait apart for {name}, which every worker has"
+        free = {worker for worker in model.workers if worker in model.free_workers and worker in adapter.on}
+        assert not partial or free == {w for w in model.workers if w in adapter.free}, f"{name}: wrong ones are free"
+        assert not partial or not free or not adapter.queue, f"{name}: {free} are free while requests wait"
+    assert model.lanes.keys() <= model.adapters.keys(), "a lane of no adapter"
 
 
 def check_worker(worker: Worker, models: dict[str, Model], requests: dict[str, Request]) -> None:

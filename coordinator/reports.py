@@ -6,8 +6,8 @@ Read off the router's and the roster's books by `broker.py`; LOADS, for the flee
 from __future__ import annotations
 
 from ..proto import wire
-from ..proto.status import ModelStatus, WorkerStatus
-from .records import Model, Worker
+from ..proto.status import AdapterStatus, ModelStatus, WorkerStatus
+from .records import Adapter, Model, Worker
 from .roster import Roster
 from .router import Router
 
@@ -39,6 +39,18 @@ def _model_status(model: Model, router: Router, roster: Roster, at: float) -> Mo
         queued_bytes=model.queued_bytes,
         workers=[_worker_status(worker, roster, at) for worker in mine],
         pending=model.pending,
+        adapters=[_adapter_status(model.adapters[name]) for name in sorted(model.adapters)],
+    )
+
+
+def _adapter_status(adapter: Adapter) -> AdapterStatus:
+    return AdapterStatus(
+        name=adapter.name,
+        path=adapter.path,
+        state=adapter.state.value,
+        workers=len(adapter.on),
+        live=len(adapter.live),
+        failures={worker: text for worker, (_, text) in sorted(adapter.failures.items())},
     )
 
 

@@ -21,9 +21,12 @@ from typing import Any
 
 from .. import errors
 from . import events as ev
+from .adapters import AdapterBooks
 from .admission import overload
-from .queues import LazyHeap
+from .queues import LazyHeap, RequestQueue
 from .records import (
+    Adapter,
+    AdapterState,
     Client,
     Limits,
     Model,
@@ -31,6 +34,7 @@ from .records import (
     RequestState,
     Worker,
     WorkerState,
+    check_adapters,
     check_clients,
     check_model,
     check_request,
@@ -69,6 +73,14 @@ class Router:
         self._stirred: dict[str, Model] = {}
         self._effects: list[ev.Effect] = []
         self._at = 0.0
+        self.adapters = AdapterBooks(
+            self.models,
+            self.requests,
+            emit=self._emit,
+            offer=self._offer,
+            stir=self._stir,
+            fail=self._fail_without_adapter,
+        )
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.RequestArrived: self._on_request,
             ev.CancelAsked: self._on_cancel,
@@ -84,6 +96,8 @@ class Router:
             ev.DeploymentsChanged: self._on_deployments,
             ev.ShutdownAsked: self._on_shutdown,
             ev.TimeLost: self._on_time_lost,
+            ev.AdapterAsked: self.adapters.ask,
+            ev.AdapterDone: self.adapters.done,
             ev.Ticked: self._on_tick,
         }
 
@@ -107,7 +121,7 @@ class Router:
 
     def next_deadline(self) -> float | None:
         """When a `Ticked` is due for a deadline or a hung worker, in the time of the events; None for never."""
-        due = min(self._deadlines.first_rank(), self._hang_checks.first_rank())
+        due = min(self._deadlines.first_rank(), self._hang_checks.first_rank(), self.adapters.next_deadline())
         return due if due < math.inf else None
 
     # -- requests arrive ----------------------------------------------------------------------------------------------
@@ -136,9 +150,9 @@ class Router:
         return self._refusal_by_model(event)
 
     def _refusal_by_model(self, event: ev.RequestArrived) -> errors.TensoryardError | None:
-        model = self.models.get(event.model)
+        model = self.served(event.model)
         if model is None:
-            return errors.UnknownModel(f"no deployment serves model {event.model!r}; served are {sorted(self.models)}")
+            return errors.UnknownModel(self._unknown_text(event.model))
         if model.task != event.task:
             return errors.WrongTask(f"model {event.model!r} serves task {model.task!r}, not {event.task!r}")
         if model.unhealthy and not model.workers:
@@ -147,6 +161,20 @@ class Router:
             return None  # an earlier coordinator has accepted it
         client = self.clients.get(event.client) or Client()
         return overload(event, model=model, client=client, kept_bytes=self.kept_bytes, limits=self.limits)
+
+    def served(self, name: str) -> Model | None:
+        """The model that requests for this name go to: its own, or that of an adapter which takes requests."""
+        model = self.models.get(name)
+        adapter = self.adapters.named(name) if model is None else None
+        if adapter is not None and adapter.state is AdapterState.LOADED:
+            return self.models[adapter.model]
+        return model
+
+    def _unknown_text(self, name: str) -> str:
+        adapter = self.adapters.named(name)
+        if adapter is not None:
+            return f"the adapter {name!r} of model {adapter.model!r} is {adapter.state.value}, and takes no requests"
+        return f"no deployment serves model {name!r}, and no adapter is called so; served are {sorted(self.models)}"
 
     def _refuse(self, event: ev.RequestArrived, error: errors.TensoryardError) -> None:
         self.count("rejected")
@@ -164,11 +192,14 @@ class Router:
             self._effects.append(ev.ForgetBody(request_id=event.request_id))
 
     def _accept(self, event: ev.RequestArrived) -> None:
+        model = self.served(event.model)
+        assert model is not None, "requests for what nobody serves were refused"
         deadline = self._at + event.deadline_s if event.deadline_s is not None else math.inf
         request = Request(
             request_id=event.request_id,
             client=event.client,
-            model=event.model,
+            model=model.name,
+            adapter="" if model.name == event.model else event.model,
             priority=event.priority,
             deadline=deadline,
             host=event.host if event.shared_bytes else "",
@@ -182,7 +213,8 @@ class Router:
             lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
-        self.models[request.model].count_live(1)
+        self.adapters.entered(request)
+        model.count_live(1)
         client = self.clients.setdefault(event.client, Client())
         client.live.add(request.request_id)
         client.weight_bytes += request.weight_bytes
@@ -190,7 +222,6 @@ class Router:
         if deadline < math.inf:
             self._deadlines.set(request.request_id, deadline)
         self._tell(request, "accepted")
-        model = self.models[request.model]
         runs_already = _runs_already(model, request.request_id, request.submission)
         worker, attempt, _ = model.adoptable.pop(request.request_id, (None, 0, 0))
         if worker is not None and runs_already:
@@ -205,7 +236,7 @@ class Router:
         """Where nobody waits and a worker is free, a newcomer need not queue: the same outcome by a shorter way."""
         if model.waiting or request.deadline <= self._at:
             return False
-        name = model.free_workers.least(request.host)
+        name = model.least(request)
         if name is None:
             return False
         model.queued_bytes += request.weight_bytes
@@ -237,12 +268,7 @@ class Router:
         if request.losses:
             model.suspects[request.request_id] = None
         else:
-            model.queue.push(
-                request.request_id,
-                client=request.client,
-                priority=request.priority,
-                deadline=request.deadline,
-            )
+            _push(model.queue, request)
         model.queued_bytes += request.weight_bytes
 
     # -- dispatch -----------------------------------------------------------------------------------------------------
@@ -250,6 +276,8 @@ class Router:
     def _dispatch(self, model: Model) -> None:
         """Hand out requests while a worker of the model has a credit."""
         self._dispatch_suspects(model)
+        for lane in list(model.lanes.values()):
+            self._dispatch_lane(model, lane)
         while model.free_workers.least() is not None:
             request_id = model.queue.pop()
             if request_id is None:
@@ -258,9 +286,23 @@ class Router:
             if request.deadline <= self._at:
                 self._expire(request)
                 continue
-            name = model.free_workers.least(request.host)
-            assert name is not None, "there was a free worker a moment ago"
-            self._start(model, request, self.workers[name])
+            name = model.least(request)
+            if name is not None:
+                self._start(model, request, self.workers[name])
+            else:  # those that are free lack its adapter: it lets others pass, and goes first when one has it
+                _push(model.lanes[request.adapter].queue, request)
+
+    def _dispatch_lane(self, model: Model, lane: Adapter) -> None:
+        """The same for those that wait for a worker with their adapter."""
+        while (name := lane.free.least()) is not None:
+            request_id = lane.queue.pop()
+            if request_id is None:
+                return
+            request = self.requests[request_id]
+            if request.deadline <= self._at:
+                self._expire(request)
+            else:
+                self._start(model, request, self.workers[lane.free.least(request.host) or name])
 
     def _dispatch_suspects(self, model: Model) -> None:
         """Run requests that were lost with a worker apart from the others, so that a poisonous one harms none of them.
@@ -268,31 +310,41 @@ class Router:
         On their second try they share a worker with their like, on their last each has one alone: then it shows who
         the killer is. Where no worker is idle, one is reserved for them: it gets nothing new until it is idle.
         """
-        while model.suspects:
-            request = self.requests[next(iter(model.suspects))]
+        while (request := self._first_suspect(model)) is not None:
             if request.deadline <= self._at:
                 self._expire(request)
                 continue
-            worker = self._reserve(model)
+            worker = self._reserve(model, request)
             if worker is None or worker.slots:
                 return
             model.reserved = ""
             worker.exclusive = True
-            for companion in self._company(model, request, worker.credits):
+            for companion in self._company(model, request, worker):
                 del model.suspects[companion.request_id]
                 self._start(model, companion, worker)
 
-    def _company(self, model: Model, first: Request, room: int) -> list[Request]:
+    def _first_suspect(self, model: Model) -> Request | None:
+        """The first for which a worker is free, or kept, that has its adapter."""
+        kept = model.reserved
+        for request in map(self.requests.__getitem__, model.suspects):
+            if model.least(request) is not None or (kept and model.can_run(kept, request)):
+                return request
+        return None
+
+    def _company(self, model: Model, first: Request, worker: Worker) -> list[Request]:
         """The first suspect, and those that may share a worker with it."""
         if first.losses >= MAX_ATTEMPTS - 1:
             return [first]
         waiting = (self.requests[request_id] for request_id in model.suspects)
         alike = (r for r in waiting if r.losses < MAX_ATTEMPTS - 1 and r.deadline > self._at)
-        return list(itertools.islice(alike, room))
+        able = (r for r in alike if model.can_run(worker.name, r))
+        return list(itertools.islice(able, worker.credits))
 
-    def _reserve(self, model: Model) -> Worker | None:
+    def _reserve(self, model: Model, request: Request) -> Worker | None:
         """The worker for the next suspect: an idle one, else the one that is kept free. None while all are full."""
-        least = self.workers.get(model.free_workers.least() or "")
+        if model.reserved and not model.can_run(model.reserved, request):
+            self._release_reserved(model)
+        least = self.workers.get(model.least(request) or "")
         kept = self.workers.get(model.reserved)
         if least is not None and (kept is None or not least.slots):
             model.reserved = least.name
@@ -333,6 +385,7 @@ class Router:
                 window_bytes=request.window_bytes,
                 consumed=request.consumed,
                 submission=request.submission,
+                adapter=request.adapter,
             ),
         )
 
@@ -340,9 +393,15 @@ class Router:
         """Enter a worker among the free ones of its model, or take it out."""
         free = worker.state is WorkerState.READY and not worker.exclusive and model.reserved != worker.name
         if free and len(worker.slots) < worker.credits:
-            model.free_workers.set(worker.name, len(worker.slots) / worker.credits, worker.host)
+            model.offer(worker)
         else:
-            model.free_workers.remove(worker.name)
+            model.withdraw(worker)
+
+    def _stir(self, model: Model) -> None:
+        self._stirred[model.name] = model
+
+    def _emit(self, effect: ev.Effect) -> None:
+        self._effects.append(effect)
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
@@ -468,6 +527,7 @@ class Router:
             self._unqueue(request)
         del self.requests[request.request_id]
         self.models[request.model].count_live(-1)
+        self.adapters.left(request)
         if request.deadline < math.inf:
             self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
@@ -485,6 +545,8 @@ class Router:
     def _unqueue(self, request: Request) -> None:
         model = self.models[request.model]
         model.queue.remove(request.request_id)
+        if request.adapter in model.lanes:
+            model.lanes[request.adapter].queue.remove(request.request_id)
         model.suspects.pop(request.request_id, None)
         model.queued_bytes -= request.weight_bytes
         if model.reserved and not model.suspects:
@@ -515,6 +577,7 @@ class Router:
             self._expire(self.requests[request_id])
         while (name := self._hang_checks.pop_due(self._at)) is not None:
             self._look_whether_hung(self.workers[name])
+        self.adapters.tick(self._at)
 
     def _on_time_lost(self, event: ev.TimeLost) -> None:
         """Time in which nobody was heard makes no worker hang; deadlines pass all the same."""
@@ -572,6 +635,7 @@ class Router:
             self._find_again(model, worker, slot, known.get(slot, (0, 0, False)))
         if worker.slots:
             self._watch(worker)
+        self.adapters.joined(model, worker, event.adapters)
         self._offer(model, worker)
         self._stirred[model.name] = model
 
@@ -638,7 +702,7 @@ class Router:
             return
         del model.workers[worker.name]
         model.credits -= worker.credits
-        model.free_workers.remove(worker.name)
+        model.withdraw(worker)
         if model.reserved == worker.name:
             self._release_reserved(model)
         for request_id, attempt in worker.slots:
@@ -646,7 +710,12 @@ class Router:
             request = self.requests.get(request_id)
             if request is not None and (request.worker, request.attempt) == (worker.name, attempt):
                 self._retry(request, text)
+        self.adapters.lost(model, worker)
         self._fail_if_abandoned(model)
+
+    def _fail_without_adapter(self, request_id: str, text: str) -> None:
+        self._stop_work(self.requests[request_id])
+        self._finish_with_error(self.requests[request_id], errors.DeploymentUnhealthy.code, text)
 
     def _retry(self, request: Request, text: str) -> None:
         request.losses += 1
@@ -674,7 +743,7 @@ class Router:
         self._effects.append(ev.SendDrain(worker=worker.name))
         model = self.models.get(worker.model)
         if model is not None:
-            model.free_workers.remove(worker.name)
+            model.withdraw(worker)
             if model.reserved == worker.name:
                 self._release_reserved(model)
 
@@ -716,12 +785,13 @@ class Router:
         if not model.expected or not self.accepting:
             why = "none is expected" if self.accepting else "the cluster is shutting down"
             self._fail_waiting(model, errors.WorkerLost.code, f"no worker of model {model.name!r} is left and {why}")
+            self.adapters.forget(model)
             del self.models[model.name]
         elif model.unhealthy:
             self._fail_waiting(model, errors.DeploymentUnhealthy.code, _unhealthy_text(model))
 
     def _fail_waiting(self, model: Model, code: str, text: str) -> None:
-        for request_id in [*model.suspects, *model.queue.waiting()]:
+        for request_id in model.waiting_ids():
             self._finish_with_error(self.requests[request_id], code, text)
 
     def _on_shutdown(self, _event: ev.ShutdownAsked) -> None:
@@ -748,6 +818,7 @@ class Router:
             check_request(request, self.models, self.workers)
         for model in self.models.values():
             check_model(model, self.requests, self.workers)
+            check_adapters(model, self.requests)
         for worker in self.workers.values():
             check_worker(worker, self.models, self.requests)
             assert not worker.slots or worker.name in self._hang_checks, f"{worker.name} holds work and is not watched"
@@ -766,6 +837,10 @@ def _discard(event: ev.OutputArrived) -> ev.SendDiscard:
         attempt=event.attempt,
         seq=event.seq,
     )
+
+
+def _push(queue: RequestQueue, request: Request) -> None:
+    queue.push(request.request_id, client=request.client, priority=request.priority, deadline=request.deadline)
 
 
 def _forget_adoptable(model: Model, worker: Worker, request_id: str, attempt: int) -> bool:

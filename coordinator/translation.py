@@ -11,10 +11,12 @@ import msgspec
 
 from ..errors import TensoryardError
 from ..proto import wire
+from ..proto.lora import LoRAResponse, LoRAStatus
 from . import events as ev
 
 #: Outputs in one ANSWERS: with the longest names, all of them stay below the limit of an envelope.
 MAX_ANSWERS = 1024
+_STATUSES = {status.value for status in LoRAStatus}
 
 
 def size_of(frames: wire.Frames) -> int:
@@ -61,6 +63,8 @@ def worker_readied(worker: str, message: wire.Ready, at: float) -> ev.WorkerRead
         submissions=tuple(entry.submission for entry in message.running),
         sent=tuple(entry.sent for entry in message.running),
         cancelled=tuple(entry.cancelled for entry in message.running),
+        takes_adapters="lora" in message.features,
+        adapters=tuple((entry.lora_name, entry.lora_path) for entry in message.adapters),
     )
 
 
@@ -75,6 +79,29 @@ def output_arrived(worker: str, output: wire.Output, at: float) -> ev.OutputArri
         done=output.done,
         code=output.code,
         text=output.text,
+    )
+
+
+def adapter_asked(client: str, message: wire.Lora, at: float) -> ev.AdapterAsked:
+    """LORA."""
+    return ev.AdapterAsked(
+        at=at,
+        client=client,
+        query=message.query,
+        operation=message.operation,
+        name=message.lora_name,
+        path=message.lora_path,
+        model=message.model,
+        timeout_s=message.timeout_s,
+    )
+
+
+def adapter_done(worker: str, message: wire.LoraDone, at: float) -> ev.AdapterDone:
+    """LORA_DONE; a status that nobody knows is none in particular."""
+    known = message.status in _STATUSES
+    status = message.status if known else LoRAStatus.UNSPECIFIED_ERROR.value
+    return ev.AdapterDone(
+        at=at, worker=worker, number=message.number, name=message.lora_name, status=status, text=message.text
     )
 
 
@@ -100,7 +127,19 @@ def request_message(effect: ev.SendRequest) -> wire.Dispatch:
         window_bytes=effect.window_bytes,
         consumed=effect.consumed,
         submission=effect.submission,
+        adapter=effect.adapter,
     )
+
+
+def adapter_work(effect: ev.SendAdapter) -> wire.LoraWork:
+    """LORA_WORK."""
+    return wire.LoraWork(number=effect.number, operation=effect.operation, lora_name=effect.name, lora_path=effect.path)
+
+
+def adapter_answer(effect: ev.AnswerAdapter) -> LoRAResponse:
+    """The body of the REPORT that answers LORA."""
+    one = len(effect.texts) == 1
+    return LoRAResponse(LoRAStatus(effect.status), effect.texts[0] if one else list(effect.texts))
 
 
 def word_to_worker(effect: ev.SendCancel | ev.SendConsumed | ev.SendDiscard | ev.SendDrain) -> wire.Message:

@@ -1,12 +1,13 @@
 """Where requests wait while a new coordinator does not yet know what its cluster serves.
 
-Kept by `broker.py`: a coordinator that belongs to a fleet hears from it a moment after it starts, or starts again;
-answering "unknown model" until then would be wrong.
+Kept by `broker.py`: a coordinator that belongs to a fleet hears from it a moment after it starts, or starts again, and
+which adapters there are from the first worker of each model; answering "unknown model" until then would be wrong.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -108,9 +109,14 @@ class WaitingRoom:
             found.append(letter)
         return found
 
-    def empty(self, at: float) -> list[Letter]:
-        """Everything that waited, in order, with what is left of its deadline."""
-        return [_with_time_left(letter, at) for key in list(self._letters) if (letter := self._remove(key))]
+    def holds(self, identity: bytes, request_id: str) -> bool:
+        """Whether a client's request waits here."""
+        return f"{identity.hex()} {request_id}" in self._letters
+
+    def empty(self, at: float, wanted: Callable[[Letter], bool] = lambda _: True) -> list[Letter]:
+        """Everything that waited, or what is wanted of it, in order, with what is left of its deadline."""
+        keys = [key for key, letter in self._letters.items() if wanted(letter)]
+        return [_with_time_left(letter, at) for key in keys if (letter := self._remove(key))]
 
     def _remove(self, key: str) -> Letter | None:
         letter = self._letters.pop(key, None)

@@ -1,7 +1,8 @@
-"""The command line: `tensoryard demo | up | down | status | address | submit | worker | doctor | shm | chaos`.
+"""The command line: `tensoryard demo | up | down | status | address | submit | worker | lora | doctor | shm | chaos`.
 
 Reads arguments and turns every error into one clear line and an exit code; the commands' work is in `running.py`,
-`launching.py`, `submit.py`, `demo.py`, `doctor.py`, `shm_report.py` and `chaos.py`, imported when they are asked for.
+`launching.py`, `submit.py`, `lora.py`, `demo.py`, `doctor.py`, `shm_report.py` and `chaos.py`, imported when they are
+asked for.
 """
 
 from __future__ import annotations
@@ -234,6 +235,30 @@ def _shm_query(args: argparse.Namespace) -> Query:
     )
 
 
+def _lora_load(args: argparse.Namespace) -> int:
+    from .lora import load
+    from .running import open_client
+
+    with open_client(address=args.address, name=args.name, timeout_s=args.timeout) as client:
+        return load(client, args.adapter, args.folder, model=args.model, within_s=args.within)
+
+
+def _lora_unload(args: argparse.Namespace) -> int:
+    from .lora import unload
+    from .running import open_client
+
+    with open_client(address=args.address, name=args.name, timeout_s=args.timeout) as client:
+        return unload(client, args.adapter, model=args.model, within_s=args.within)
+
+
+def _lora_ls(args: argparse.Namespace) -> int:
+    from .lora import ls
+    from .running import open_client
+
+    with open_client(address=args.address, name=args.name, timeout_s=args.timeout) as client:
+        return ls(client, model=args.model, as_json=args.json)
+
+
 def _chaos(args: argparse.Namespace) -> int:
     from .chaos import Plan, run
 
@@ -350,6 +375,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_worker(commands)
     _add_doctor(commands)
+    _add_lora(commands)
     _add_shm(commands)
     _add_chaos(commands)
     return parser
@@ -455,6 +481,28 @@ def _add_worker(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     parser = _add(commands, "doctor", _doctor, "look at this machine and tell what to fix")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _add_lora(commands: Any) -> None:
+    text = "load, unload and list the LoRA adapters of a running cluster's models"
+    parser = commands.add_parser("lora", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    load = _add(verbs, "load", _lora_load, "load a PEFT folder on all workers of a model")
+    load.add_argument("adapter", metavar="NAME", help="what requests then ask for, in the place of a model")
+    load.add_argument(
+        "folder", metavar="FOLDER", help="adapter_config.json and adapter_model.safetensors, on the hosts"
+    )
+    load.add_argument("--model", required=True, metavar="MODEL", help="whose adapter it is")
+    unload = _add(verbs, "unload", _lora_unload, "unload one when the requests that run with it have ended")
+    unload.add_argument("adapter", metavar="NAME", help="which")
+    unload.add_argument("--model", default="", metavar="MODEL", help="only if it is that model's")
+    for verb in (load, unload):
+        verb.add_argument("--within", type=_seconds, default=30.0, metavar="S", help="seconds that it may take (30)")
+        _add_connection(verb)
+    shown = _add(verbs, "ls", _lora_ls, "list them: where from, on how many workers, requests under way")
+    shown.add_argument("--model", default="", metavar="MODEL", help="only that model's")
+    shown.add_argument("--json", action="store_true", help="print them as JSON")
+    _add_connection(shown)
 
 
 def _add_shm(commands: Any) -> None:

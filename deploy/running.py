@@ -27,6 +27,7 @@ from ..errors import ConfigError, Failed, NotConnected, ReplyTimeout, Tensoryard
 from ..proto.deployment import Deployment
 from ..proto.status import ClusterStatus, ModelStatus
 from ..shm import runtime_dir
+from .lora import adapter_table
 from .text import duration, say, several, size, table
 
 if TYPE_CHECKING:  # `status` and `down` do without what `local` imports
@@ -166,6 +167,7 @@ def describe(found: ClusterStatus) -> str:
             (w.name, model, w.host, w.pid, w.state, w.in_flight, w.credits, duration(w.seen_s)) for model, w in workers
         ]
         parts.append("\n" + table(_WORKER_HEAD, rows))
+    parts += adapter_table(found.models)
     parts += [f"\n{model.model}: {model.pending}" for model in found.models if model.pending]
     parts += [f"\n{model.model}: {model.unhealthy.rstrip()}" for model in found.models if model.unhealthy]
     return "\n".join(parts)

@@ -67,7 +67,9 @@ def submit(client: Client, asked: Asked) -> int:
 
 
 def _task_of(client: Client, model: str) -> PipelineTask:
-    models = {found.model: found.task for found in client.status().models}
+    served = client.status().models
+    models = {adapter.name: found.task for found in served for adapter in found.adapters}
+    models |= {found.model: found.task for found in served}
     if model not in models:
         raise UnknownModel(f"no model {model!r} is served here; served are {', '.join(sorted(models)) or 'none'}")
     try:

@@ -17,6 +17,12 @@ from ..errors import InvalidRequest
 LORA_REQUEST_ENDPOINT = "lora_request"
 LORA_RESPONSE_ENDPOINT = "lora_response"
 
+#: Adapters of one model, whatever its pipeline allows: with the longest names and paths, READY tells them all.
+MAX_LORAS = 512
+#: Characters of a name, and of a path.
+MAX_LORA_NAME_CHARS = 256
+MAX_LORA_PATH_CHARS = 4096
+
 
 class LoRAType(Enum):
     """The parts of an adapter; each value is found in the checkpoint's keys."""
@@ -51,7 +57,7 @@ class LoRAStatus(Enum):
 class LoRARequest(msgspec.Struct, omit_defaults=True):
     """Load an adapter under a name from a path, or unload it.
 
-    Raises InvalidRequest (a ValueError), also when decoded, for an empty name or a load without a path.
+    Raises InvalidRequest (a ValueError), also when decoded, for an empty or endless name, or a load without a path.
     """
 
     operation: LoRAOperation
@@ -63,6 +69,10 @@ class LoRARequest(msgspec.Struct, omit_defaults=True):
             raise InvalidRequest(f"`operation` is a LoRAOperation, not {self.operation!r}")
         if not isinstance(self.lora_name, str) or not self.lora_name:
             raise InvalidRequest(f"`lora_name` is the name of an adapter, not {self.lora_name!r}")
+        if len(self.lora_name) > MAX_LORA_NAME_CHARS or len(self.lora_path or "") > MAX_LORA_PATH_CHARS:
+            raise InvalidRequest(
+                f"a `lora_name` has at most {MAX_LORA_NAME_CHARS} characters, a `lora_path` {MAX_LORA_PATH_CHARS}"
+            )
         if self.operation is LoRAOperation.LOAD and not self.lora_path:
             raise InvalidRequest(f"to load the adapter {self.lora_name!r}, `lora_path` must say from where")
 

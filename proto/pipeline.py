@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from .lora import LoRARequest, LoRAResponse
 from .request import RequestID
 from .scheduler_result import SchedulerResult
 
@@ -68,6 +69,17 @@ PipelineOutputType = TypeVar("PipelineOutputType", bound=PipelineOutput)
 PipelineOutputsDict = dict[RequestID, PipelineOutputType]
 
 
+class LoRAAdapters(Protocol):
+    """The adapters of a pipeline, which requests ask for by naming one where others name the model."""
+
+    @property
+    def loaded(self) -> dict[str, str]:
+        """The names of those that are there, and where each came from."""
+
+    def handle(self, request: LoRARequest) -> LoRAResponse:
+        """Load or unload one; never raises. In a thread of its own, while `execute` and `new_context` run."""
+
+
 class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
     """A model at work: `execute` runs one step over a batch, in the worker's main thread.
 
@@ -78,9 +90,11 @@ class Pipeline(ABC, Generic[PipelineInputsType, PipelineOutputType]):
     another thread than `execute`; what it raises is that request's answer. `is_slow_to_read`, when it is a method, says
     of a request whether that may take long, so that no other waits for it: it is then read in a thread of its own,
     perhaps beside another's `new_context`.
+    `lora`, when it has any, loads and unloads adapters while requests run.
     """
 
     options_type: type[Any] | None = None
+    lora: LoRAAdapters | None = None
     tokenize: Callable[[str], Sequence[int]] | None = None
     new_context: Callable[[Any], Any] | None = None
     is_slow_to_read: Callable[[Any], bool] | None = None

@@ -20,6 +20,19 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     seen_s: float
 
 
+class AdapterStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One adapter of a model. `state`: loading, loaded, draining or unloading; `workers`: how many have it."""
+
+    name: str
+    path: str
+    state: str
+    workers: int
+    #: Requests that wait or run with it.
+    live: int
+    #: Why workers could not load it, by their names.
+    failures: dict[str, str] = {}
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. `unhealthy`: why its pipeline cannot start, "" while it can; `replicas`: workers wanted.
 
@@ -35,6 +48,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     queued_bytes: int
     workers: list[WorkerStatus]
     pending: str = ""
+    adapters: list[AdapterStatus] = []
 
     @property
     def is_ready(self) -> bool:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import ProtocolError, VersionMismatch
+from .lora import MAX_LORA_NAME_CHARS, MAX_LORA_PATH_CHARS, MAX_LORAS
 
 #: Raised by one whenever an old peer could misread a message.
 WIRE_VERSION = 1
@@ -22,8 +23,8 @@ MAX_ENVELOPE_BYTES = 4 << 20
 MAX_FRAMES = 4096
 #: What this side speaks beyond the messages that every peer of its version knows; told in HELLO, WELCOME and READY.
 #: "windows": streams have a window, and CONSUMED moves it. "answers": a client reads ANSWERS.
-#: "loads": a fleet reads LOADS.
-FEATURES = ["windows", "answers", "loads"]
+#: "loads": a fleet reads LOADS. "lora": a coordinator takes LORA, a worker's pipeline has adapters and reads LORA_WORK.
+FEATURES = ["windows", "answers", "loads", "lora"]
 
 #: One message: bytes-like objects, the envelope first.
 Frames = list[Any]
@@ -36,6 +37,9 @@ Host = Annotated[str, Meta(max_length=255)]
 Word = Annotated[str, Meta(max_length=64)]
 #: What a peer speaks: see FEATURES.
 Features = Annotated[list[Word], Meta(max_length=64)]
+#: The name of an adapter, or of its model, or none; where its files are, on the worker's host.
+AdapterName = Annotated[str, Meta(max_length=MAX_LORA_NAME_CHARS)]
+AdapterPath = Annotated[str, Meta(max_length=MAX_LORA_PATH_CHARS)]
 #: Seconds, never NaN or infinite: up to some thirty years.
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 #: Seconds left or taken, by clocks that may disagree.
@@ -131,6 +135,21 @@ class AskStory(Message, frozen=True, tag="ASK_STORY"):
     query: int = 0
 
 
+class Lora(Message, frozen=True, tag="LORA"):
+    """Load an adapter on all workers of a model, or unload it (`operation`, as in `LoRAOperation`).
+
+    Answered by REPORT with a `LoRAResponse`, within `timeout_s` whatever workers do. Asked again it changes nothing.
+    """
+
+    operation: Word
+    lora_name: Name
+    timeout_s: Seconds
+    lora_path: AdapterPath = ""
+    #: Whose adapter it is; to unload one its name is enough.
+    model: AdapterName = ""
+    query: int = 0
+
+
 class Shutdown(Message, frozen=True, tag="SHUTDOWN"):
     """Ends the whole cluster: nothing new is accepted, the fleet drains, the coordinator leaves last."""
 
@@ -150,6 +169,13 @@ class Running(Message, frozen=True):
     cancelled: bool = False
 
 
+class LoadedAdapter(Message, frozen=True):
+    """An adapter that a worker has, and where it came from."""
+
+    lora_name: Name
+    lora_path: AdapterPath
+
+
 class Ready(Message, frozen=True, tag="READY"):
     """The pipeline is loaded; up to `credits` requests at once may come."""
 
@@ -163,6 +189,16 @@ class Ready(Message, frozen=True, tag="READY"):
     max_queued_bytes: Annotated[int, Meta(ge=1)] = 8 << 30
     running: list[Running] = []
     features: Features = []
+    adapters: Annotated[list[LoadedAdapter], Meta(max_length=MAX_LORAS)] = []
+
+
+class LoraDone(Message, frozen=True, tag="LORA_DONE"):
+    """What became of LORA_WORK of that number: a `LoRAStatus`, and a text for people."""
+
+    number: Count
+    lora_name: Name
+    status: Word
+    text: Text = ""
 
 
 class StartFailed(Message, frozen=True, tag="START_FAILED"):
@@ -293,6 +329,17 @@ class Dispatch(Message, frozen=True, tag="REQUEST"):
     window_bytes: Count = 0
     consumed: Count = 0
     submission: Count = 0
+    #: The adapter that it is to run with, of those that the worker has; "" for none.
+    adapter: AdapterName = ""
+
+
+class LoraWork(Message, frozen=True, tag="LORA_WORK"):
+    """Coordinator → worker: load or unload this adapter, after all that was asked for before; answer LORA_DONE."""
+
+    number: Count
+    operation: Word
+    lora_name: Name
+    lora_path: AdapterPath = ""
 
 
 class CancelWork(Message, frozen=True, tag="CANCEL_WORK"):
@@ -378,14 +425,18 @@ ToCoordinator = (
     | AskStatus
     | AskStory
     | Shutdown
+    | Lora
     | Ready
+    | LoraDone
     | StartFailed
     | Outputs
     | Deployments
     | DrainWorker
 )
 ToClient = Welcome | Refused | Rejoin | Heartbeat | Partial | Final | Answers | Error | Report | Disconnect
-ToWorker = Welcome | Refused | Rejoin | Heartbeat | Dispatch | CancelWork | Consumed | Discard | Drain | Disconnect
+ToWorker = (
+    Welcome | Refused | Rejoin | Heartbeat | Dispatch | CancelWork | Consumed | Discard | Drain | LoraWork | Disconnect
+)
 ToFleet = Welcome | Refused | Rejoin | Heartbeat | WorkerNotice | Loads | Shutdown | Disconnect
 
 _T = TypeVar("_T")

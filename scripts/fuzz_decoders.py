@@ -266,7 +266,14 @@ def envelopes() -> list[tuple[str, msgspec.msgpack.Decoder[Any], list[wire.Messa
                 wire.Error(request_id="r", code="failed", text="t", story=["one", "two"]),
             ],
         ),
-        ("wire to a worker", wire.TO_WORKER, [wire.Dispatch(request_id="r", attempt=1, deadline_s=2.0)]),
+        (
+            "wire to a worker",
+            wire.TO_WORKER,
+            [
+                wire.Dispatch(request_id="r", attempt=1, deadline_s=2.0),
+                wire.LoraWork(number=3, operation="load", lora_name="tone", lora_path="/adapters/tone"),
+            ],
+        ),
         (
             "wire to the fleet",
             wire.TO_FLEET,

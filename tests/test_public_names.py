@@ -19,9 +19,9 @@ PINNED = {
     "tensoryard": """
         AsyncClient AsyncReply AudioGenerationMetadata AudioGenerationOutput AudioGenerationRequest Autoscale Client
         ClusterStatus CopyLedger Deployment EmbeddingsGenerationOutput EmbeddingsRequest GenerationOutput
-        GenerationStatus OutputImageContent Pipeline PipelineTask PixelGenerationRequest Reply RequestID Retry
-        SamplingParams Settings SharedMemoryArray TensoryardError TextGenerationOutput TextGenerationRequest Yard
-        __version__ connect connect_async errors local proto
+        GenerationStatus LoRAResponse LoRAStatus OutputImageContent Pipeline PipelineTask PixelGenerationRequest
+        Reply RequestID Retry SamplingParams Settings SharedMemoryArray TensoryardError TextGenerationOutput
+        TextGenerationRequest Yard __version__ connect connect_async errors local proto
     """,
     "tensoryard.client": "AsyncClient AsyncReply Client CopyLedger Reply Retry connect connect_async",
     "tensoryard.coordinator": "Connection Coordinator Router connections read_connection",

@@ -70,6 +70,16 @@ class Requests(Protocol):
         """Every request taken in and not finished."""
 
 
+class Adapters(Protocol):
+    """Where adapters are loaded: `adapters.py`."""
+
+    def announce(self) -> list[wire.LoadedAdapter]:
+        """What is loaded; what was asked for before is dropped."""
+
+    def take(self, message: wire.LoraWork) -> None:
+        """The coordinator asks for something."""
+
+
 class Memory(Protocol):
     """Where outputs lie: the worker's pool."""
 
@@ -97,6 +107,7 @@ class Conversation:
         requests: Requests,
         memory: Memory,
         leave: Callable[[], None],
+        adapters: Adapters | None = None,
     ) -> None:
         self._name = name
         self._settings = settings
@@ -104,6 +115,7 @@ class Conversation:
         self._requests = requests
         self._memory = memory
         self._leave = leave
+        self._adapters = adapters
         #: What may be sent: the coordinator's limits, where they are lower than ours.
         self.max_frame_bytes = settings.max_frame_bytes
         self.max_message_bytes = settings.max_message_bytes
@@ -185,7 +197,8 @@ class Conversation:
             wire.Running(request_id=request_id, attempt=attempt, **held._asdict())
             for (request_id, attempt), held in self._requests.held().items()
         ]
-        self._post(msgspec.structs.replace(ready, running=running))
+        adapters = self._adapters.announce() if self._adapters is not None else []
+        self._post(msgspec.structs.replace(ready, running=running, adapters=adapters))
 
     def message(self, message: Any, body: wire.Frames) -> None:
         """Work, and word about work; messages that keep the session alive mean nothing here."""
@@ -199,6 +212,8 @@ class Conversation:
             case wire.Discard():
                 for generation in self._sent.pop((message.request_id, message.attempt, message.seq), ()):
                     self._memory.discard(generation)
+            case wire.LoraWork() if self._adapters is not None:
+                self._adapters.take(message)
             case wire.Drain():
                 self._requests.drain()
             case wire.Disconnect():

@@ -189,6 +189,7 @@ class Intake:
             raise errors.InvalidRequest(error.text) from error
         if request.request_id.value != message.request_id:
             raise errors.InvalidRequest("the body carries another RequestID than its envelope")
+        self._check_adapter(message.adapter)
         if not may_be_slow and self._pipeline.is_slow_to_read is not None and self._pipeline.is_slow_to_read(request):
             raise _NotHereError(_SLOW)
         window = Window(parts=message.window_parts, size_bytes=message.window_bytes, consumed=message.consumed)
@@ -196,6 +197,12 @@ class Intake:
         work = Work(message.request_id, message.attempt, context, arrived, message.submission, window=window)
         work.request_socket_bytes = len(wire.encode(message)) + wire.size_of(body)
         return work
+
+    def _check_adapter(self, name: str) -> None:
+        """The coordinator sends what asks for an adapter to those that have it; none is answered without."""
+        lora = self._pipeline.lora if self._pipeline is not None else None
+        if name and (lora is None or name not in lora.loaded):
+            raise errors.InvalidRequest(f"this worker does not have the adapter {name!r}; load it anew")
 
     def _context(self, request: Any) -> OneShotContext | TextContext:
         if isinstance(request, TextGenerationRequest):

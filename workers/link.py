@@ -19,6 +19,7 @@ from ..proto import wire
 from ..proto.pipeline import Pipeline, PipelineTask
 from ..settings import Settings
 from ..shm import Pool
+from .adapters import AdapterDesk
 from .answers import Answer
 from .conversation import EXIT_ORPHANED, Conversation, Key
 from .inbox import Inbox
@@ -66,6 +67,7 @@ class WorkerLink:
         )
         inbox.wait_by(self._session.wait, self._session.nudge)
         self._intake = Intake(inbox=inbox, pool=pool, settings=settings, reject=self._reject)
+        self._desk = AdapterDesk(self._session.post)
         self._conversation = Conversation(
             name=name,
             settings=settings,
@@ -73,6 +75,7 @@ class WorkerLink:
             requests=self._intake,
             memory=pool,
             leave=self._leave,
+            adapters=self._desk,
         )
 
     # -- for the main thread ------------------------------------------------------------------------------------------
@@ -84,6 +87,7 @@ class WorkerLink:
     def begin(self, pipeline: Pipeline[Any, Any], task: PipelineTask) -> None:
         """The pipeline is made; ConfigError when no requests can be read for it."""
         self._intake.begin(pipeline, task)
+        self._desk.begin(pipeline.lora)
 
     def ready(self, message: wire.Ready, progress: Callable[[], int]) -> None:
         """Ask for work."""

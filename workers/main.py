@@ -122,7 +122,7 @@ def _serve(
     )
     if threading.current_thread() is threading.main_thread():  # elsewhere the process is not ours
         _collect_seldom()
-    link.ready(_ready(deployment, batcher.max_batch_size), lambda: engine.progress)
+    link.ready(_ready(deployment, batcher.max_batch_size, pipeline), lambda: engine.progress)
     engine.run()
     if link.refusal is not None:
         log.error("worker %s was refused: %s", link.name, link.refusal)
@@ -156,7 +156,8 @@ def _batch_size(pipeline: Pipeline[Any, Any], deployment: Deployment) -> int:
     return min(own, deployment.max_batch_size or own)
 
 
-def _ready(deployment: Deployment, max_batch_size: int) -> wire.Ready:
+def _ready(deployment: Deployment, max_batch_size: int, pipeline: Pipeline[Any, Any]) -> wire.Ready:
+    features = [feature for feature in wire.FEATURES if feature != "lora" or pipeline.lora is not None]
     return wire.Ready(
         model=deployment.model,
         task=deployment.task.value,
@@ -165,5 +166,5 @@ def _ready(deployment: Deployment, max_batch_size: int) -> wire.Ready:
         hang_limit_s=deployment.hang_limit_s,
         max_queued=deployment.max_queued,
         max_queued_bytes=deployment.max_queued_bytes,
-        features=wire.FEATURES,
+        features=features,
     )

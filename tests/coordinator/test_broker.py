@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tensoryard import errors
-from tensoryard.coordinator import waiting_room
+from tensoryard.coordinator import adapters, waiting_room
 from tensoryard.coordinator.actions import Forget, Send, Watch
 from tensoryard.coordinator.broker import Broker
 from tensoryard.proto import wire
+from tensoryard.proto.lora import LoRAResponse, LoRAStatus
 from tensoryard.proto.status import ClusterStatus
 from tensoryard.settings import Settings
 
@@ -819,3 +820,134 @@ class HostilePeers(RuleBasedStateMachine):
 
 TestHostilePeers = HostilePeers.TestCase
 TestHostilePeers.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def lora(operation="load", **fields):
+    path = "/x" if operation == "load" else ""
+    defaults = {"operation": operation, "lora_name": "x", "timeout_s": 5.0, "lora_path": path, "model": "m", "query": 3}
+    return wire.Lora(**defaults | fields)
+
+
+def lora_done(work, status="success"):
+    return wire.LoraDone(number=work.number, lora_name=work.lora_name, status=status, text="said")
+
+
+def response(body):
+    return msgspec.msgpack.decode(body[0], type=LoRAResponse)
+
+
+def test_w_59_only_a_worker_that_speaks_lora_is_asked(scene):
+    """An older one serves the base model alone, and a coordinator tells its clients that it takes LORA."""
+    scene.client(b"c")
+    assert "lora" in scene.join(b"other", "client").features
+    scene.worker(b"old")
+    scene.worker(b"new", features=wire.FEATURES)
+    scene.say(b"c", lora())
+    work, _ = scene.take(b"new", wire.LoraWork)
+    assert scene.all(b"old") == []
+    scene.say(b"new", lora_done(work))
+    answer, body = scene.take(b"c", wire.Report)
+    assert (answer.query, response(body).status) == (3, LoRAStatus.SUCCESS)
+    for number in range(4):
+        scene.say(b"c", submit(f"r{number}", model="x"), b"body")
+    assert [message.adapter for message, _ in scene.all(b"new")] == ["x"] * 4
+    assert scene.all(b"old") == []
+
+
+def test_w_60_each_wish_has_one_answer_whatever_becomes_of_workers(scene):
+    """One answers, one dies, one is silent; asked twice by the same number it is one wish."""
+    for peer in (b"good", b"dead", b"silent"):
+        scene.worker(peer, features=wire.FEATURES)
+    scene.client(b"c")
+    scene.say(b"c", lora())
+    scene.say(b"c", lora())
+    work, _ = scene.take(b"good", wire.LoraWork)
+    scene.say(b"good", lora_done(work))
+    scene.gone(b"dead")
+    assert scene.all(b"c") == []
+    scene.wait(5.0)
+    answer, body = scene.take(b"c", wire.Report)
+    assert (answer.query, response(body).status) == (3, LoRAStatus.UNSPECIFIED_ERROR)
+    assert "no answer yet from" in response(body).message
+    scene.say(b"c", lora("unload", query=4, timeout_s=2.0))
+    scene.wait(2.0)
+    answer, body = scene.take(b"c", wire.Report)
+    assert (answer.query, response(body).status) == (4, LoRAStatus.UNSPECIFIED_ERROR)
+    scene.wait(60.0)
+    assert scene.all(b"c") == []
+
+
+def test_a_status_that_nobody_knows_is_none_in_particular(scene):
+    """A later worker may say more than we understand."""
+    scene.worker(b"w", features=wire.FEATURES)
+    scene.client(b"c")
+    scene.say(b"c", lora())
+    scene.say(b"w", lora_done(scene.take(b"w", wire.LoraWork)[0], "load_on_mars"))
+    scene.say(b"w", lora_done(scene.take(b"w", wire.LoraWork)[0]))
+    _, body = scene.take(b"c", wire.Report)
+    assert response(body) == LoRAResponse(LoRAStatus.UNSPECIFIED_ERROR, "said")
+
+
+def adapted(**fields):
+    return ready(features=wire.FEATURES, adapters=[wire.LoadedAdapter(lora_name="x", lora_path="/x")], **fields)
+
+
+def test_an_adapters_requests_wait_for_the_first_worker_of_a_new_coordinator():
+    """Only a worker knows the name: until one of each model has come it may be an adapter's, and then it is, or not."""
+    scene = Scene(expects_fleet=True)
+    scene.client(b"c")
+    scene.join(b"f", "fleet")
+    scene.say(b"c", submit("early", model="x"), b"body")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    scene.say(b"c", submit("r", model="x"), b"body")
+    scene.say(b"c", submit("nobody's", model="y"), b"body")
+    scene.say(b"c", submit("unwanted", model="x"), b"body")
+    scene.say(b"c", wire.Cancel(request_id="unwanted"))
+    assert scene.take(b"c", wire.Error)[0].code == "cancelled"
+    scene.say(b"c", lora("unload"))
+    assert scene.status(b"c").waiting_for_fleet == 3
+    scene.join(b"w", "worker", name="w")
+    scene.say(b"w", adapted())
+    assert [message.request_id for message, _ in scene.all(b"w")] == ["early", "r"]
+    assert scene.take(b"c", wire.Error)[0].code == "unknown_model"
+    assert scene.broker.router.adapters.named("x").state.value == "draining"
+    assert scene.broker._rooms() == []
+
+
+def test_a_name_that_stays_unknown_is_told_after_a_time():
+    """A model whose workers take long to load does not keep a mistaken name waiting for more than the settling time."""
+    scene = Scene(expects_fleet=True)
+    scene.client(b"c")
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[EXPECTED]))
+    scene.say(b"c", submit("r", model="x"), b"body")
+    scene.say(b"c", submit("brief", model="x", deadline_s=1.0), b"body")
+    scene.say(b"c", submit("other", model="x", task="pixel_generation"), b"body")
+    assert scene.take(b"c", wire.Error)[0].request_id == "other", "no model of that task is to come"
+    scene.say(b"c", submit("known"), b"body")
+    scene.wait(1.5)
+    assert scene.take(b"c", wire.Error)[0].code == "expired"
+    scene.wait(SETTINGS.settle_s)
+    error, _ = scene.take(b"c", wire.Error)
+    assert (error.request_id, error.code) == ("r", "unknown_model")
+    scene.say(b"f", wire.Deployments(deployments=[]))
+    assert scene.take(b"c", wire.Error)[0].request_id == "known"
+
+
+def test_early_wishes_have_a_bound(monkeypatch):
+    """Beyond it one is refused; those of clients that have left are dropped."""
+    monkeypatch.setattr(adapters, "MAX_ASKED", 1)
+    scene = Scene(expects_fleet=True)
+    for peer in (b"c", b"d"):
+        scene.client(peer)
+    scene.say(b"c", lora())
+    scene.say(b"d", lora())
+    assert scene.take(b"d", wire.Refused)[0].code == "overloaded"
+    scene.gone(b"c")
+    scene.join(b"f", "fleet")
+    scene.say(b"f", wire.Deployments(deployments=[]))
+    assert scene.broker._early == []
+    assert scene.broker.router.adapters.named("x") is None

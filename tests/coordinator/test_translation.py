@@ -22,6 +22,8 @@ READY = wire.Ready(
     max_queued=7,
     max_queued_bytes=8,
     running=[wire.Running(request_id="r", attempt=9, submission=8, sent=5, cancelled=True)],
+    features=["lora"],
+    adapters=[wire.LoadedAdapter(lora_name="x", lora_path="/x")],
 )
 OUTPUT = wire.Output(request_id="r", attempt=4, seq=5, done=True, frames=1, code="c", text="x")
 EXPECTED = wire.Expected(
@@ -39,7 +41,7 @@ def shared_fields(one, other):
     ("message", "event", "names"),
     [
         (SUBMIT, translation.request_arrived("c", SUBMIT, [b"ab", b"c"], 1.0), 11),
-        (READY, translation.worker_readied("w", READY, 1.0), 8),
+        (READY, translation.worker_readied("w", READY, 1.0), 9),
         (OUTPUT, translation.output_arrived("w", OUTPUT, 1.0), 6),
         (EXPECTED, translation.deployments_changed(wire.Deployments(deployments=[EXPECTED]), 1.0).deployments[0], 8),
     ],
@@ -50,7 +52,7 @@ def test_events_say_what_the_messages_say(message, event, names):
     shared = shared_fields(message, event)
     assert len(shared) == names
     for name, said, heard in shared:
-        assert heard == (said if name != "running" else (("r", 9),))
+        assert heard == {"running": (("r", 9),), "adapters": (("x", "/x"),)}.get(name, said)
 
 
 def test_events_say_who_and_when():

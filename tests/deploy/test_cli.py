@@ -81,6 +81,10 @@ def create(**options):
         ),
         (["demo", "--clients", "0"], 2, "'0' is no whole number above 0"),
         (["demo", "--output", "/dev/null/x"], 2, "--output /dev/null/x"),
+        (["lora"], 2, "the following arguments are required: VERB"),
+        (["lora", "load", "tone", "/tone"], 2, "the following arguments are required: --model"),
+        (["lora", "load", "tone", "/tone", "--model", "m"], 1, "no coordinator named 'default'"),
+        (["lora", "unload", "tone", "--within", "0"], 2, "'0' is no number of seconds above 0"),
         (["shm"], 2, "the following arguments are required: VIEW"),
         (["shm", "ls", "--sort", "colour"], 2, "invalid choice: 'colour'"),
         (["shm", "ls", "--older-than", "old"], 2, "'old' is no number of seconds above 0"),
@@ -101,7 +105,7 @@ def test_help_and_version_are_no_errors(capsys):
     """`--help` lists every command; `--version` is one line."""
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
-    for command in ("demo", "up", "down", "status", "submit", "worker", "doctor", "shm", "chaos"):
+    for command in ("demo", "up", "down", "status", "submit", "worker", "lora", "doctor", "shm", "chaos"):
         assert f"\n    {command} " in out
         assert cli.main([command, "--help"]) == 0
     capsys.readouterr()

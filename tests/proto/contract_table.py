@@ -217,6 +217,7 @@ contract(
         "a grammar takes up to a second to compile, for which no other request is to wait",
         "data is_slow_to_read: Callable[[Any], bool] | None",
     ),
+    Differs("a pipeline's own adapters, if it has any, are loaded by its worker", "data lora: LoRAAdapters | None"),
 )
 contract(
     BASE,
@@ -1391,7 +1392,7 @@ contract(
     field lora_name: str
     field lora_path: str | None = None
     """,
-    Differs("a load without a path and an empty name are refused"),
+    Differs("a load without a path, an empty name, and names and paths without end are refused"),
 )
 contract(
     LORA,

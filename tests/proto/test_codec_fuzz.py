@@ -92,6 +92,8 @@ ENVELOPES: list[wire.Message] = [
     ),
     wire.Deployments(deployments=[wire.Expected(deployment="m", model="m", task="t", replicas=2)]),
     wire.DrainWorker(worker="w1"),
+    wire.Lora(operation="load", lora_name="tone", timeout_s=30.0, lora_path="/adapters/tone", model="m", query=3),
+    wire.LoraDone(number=3, lora_name="tone", status="success", text="loaded"),
     wire.Welcome(
         version=1,
         epoch="e",
@@ -114,6 +116,7 @@ ENVELOPES: list[wire.Message] = [
     wire.Discard(request_id="r1", attempt=1, seq=0),
     wire.Drain(),
     wire.WorkerNotice(worker="w1", deployment="m", what="gone", text="died"),
+    wire.LoraWork(number=3, operation="load", lora_name="tone", lora_path="/adapters/tone"),
     wire.Loads(loads=[wire.Load(deployment="m", ongoing=3, peak=9)]),
 ]
 

@@ -19,6 +19,7 @@ from tensoryard.errors import ProtocolError, VersionMismatch
 from tensoryard.proto import wire
 from tensoryard.proto.codec import decode_body, encode_body
 from tensoryard.proto.embeddings import EmbeddingsRequest
+from tensoryard.proto.lora import MAX_LORAS
 from tensoryard.proto.request import RequestID
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ DECODERS = {
     "fleet": (wire.TO_FLEET, wire.ToFleet),
 }
 MESSAGES = sorted({kind for _, union in DECODERS.values() for kind in union.__args__}, key=lambda kind: kind.__name__)
-PARTS = [wire.Running, wire.Ledger, wire.Output, wire.Expected, wire.Load]
+PARTS = [wire.Running, wire.LoadedAdapter, wire.Ledger, wire.Output, wire.Expected, wire.Load]
 EVERY = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 FIELDS = {kind: inspect.type_info(kind).fields for kind in [*MESSAGES, *PARTS]}
 
@@ -102,6 +103,12 @@ def places():
             wire.Ready,
             field,
             lambda value, field=field: least(wire.Ready, running=[least(wire.Running, **{field.name: value})]),
+        )
+    for field in FIELDS[wire.LoadedAdapter]:
+        yield (
+            wire.Ready,
+            field,
+            lambda value, field=field: least(wire.Ready, adapters=[least(wire.LoadedAdapter, **{field.name: value})]),
         )
     for field in FIELDS[wire.Output]:
         yield (
@@ -298,6 +305,15 @@ def test_w_07_an_envelope_is_at_most_4_mib():
     for longer in (msgpack.packb(["DISCONNECT", b"\0" * (padding + 1)]), memoryview(longest + b"\0")):
         with pytest.raises(ProtocolError, match=r"4194305 bytes is over the limit of 4194304"):
             wire.decode(wire.TO_COORDINATOR, longer)
+
+
+def test_a_ready_of_many_adapters_is_an_envelope():
+    """As many as may be, with paths as long as Linux has them and the longest names, fit into one."""
+    adapter = wire.LoadedAdapter(lora_name="\U0001f600" * 256, lora_path="p" * 4096)
+    ready = least(wire.Ready, adapters=[adapter] * MAX_LORAS)
+    assert len(wire.encode(ready)) < wire.MAX_ENVELOPE_BYTES
+    assert_taken(wire.Ready, ready)
+    assert_refused(wire.Ready, least(wire.Ready, adapters=[adapter] * (MAX_LORAS + 1)))
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------

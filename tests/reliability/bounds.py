@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from tensoryard import logs
 from tensoryard.client import conversation as client_conversation
 from tensoryard.client import gate, pending
-from tensoryard.coordinator import roster, story, waiting_room
-from tensoryard.proto import wire
+from tensoryard.coordinator import adapters, roster, story, waiting_room
+from tensoryard.proto import lora, wire
 from tensoryard.settings import Settings
 from tensoryard.shm import leases, reader, server
 from tensoryard.workers import answers, intake
 from tensoryard.workers import conversation as worker_conversation
 from tensoryard.workers import main as worker_main
+from tensoryard.workers.text.lora import MAX_ADAPTERS, MAX_ADAPTERS_BYTES
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
@@ -173,6 +174,8 @@ COORDINATOR = [
         seen="`status`: `queued`, `queued_bytes`",
         holds=(
             "coordinator/records.py:Model.queue",
+            "coordinator/records.py:Adapter.queue",
+            "coordinator/records.py:Adapter.live",
             "coordinator/records.py:Model.suspects",
             "coordinator/queues.py:RequestQueue._levels",
             "coordinator/queues.py:RequestQueue._order",
@@ -213,6 +216,46 @@ COORDINATOR = [
         ),
     ),
     Bound(
+        what="adapters of a model, and those that are remembered as gone",
+        bound=f"{number(lora.MAX_LORAS)}; on each worker {number(MAX_ADAPTERS)} (`max_adapters`) of "
+        f"{size(MAX_ADAPTERS_BYTES)} together (`adapter_bytes`)",
+        rule="`load_lora` answers LOAD_ERROR, which names the bound; none is ever evicted. Of those that are gone the "
+        "oldest are forgotten",
+        seen="`status`: `adapters`",
+        holds=(
+            "coordinator/adapters.py:AdapterBooks._by_name",
+            "coordinator/adapters.py:AdapterBooks._gone",
+            "coordinator/records.py:Model.adapters",
+            "coordinator/records.py:Model.lanes",
+            "coordinator/records.py:Adapter.on",
+            "coordinator/records.py:Adapter.asked",
+            "coordinator/records.py:Adapter.failures",
+        ),
+        tests=(
+            "tests/coordinator/test_adapters.py::test_adapters_have_a_bound",
+            "tests/coordinator/test_adapters.py::test_what_is_gone_is_remembered_within_bounds",
+            "tests/workers/text/test_lora.py::test_adapters_have_a_bound",
+            "tests/workers/text/test_lora.py::test_adapters_have_a_bound_in_bytes",
+        ),
+    ),
+    Bound(
+        what="wishes about adapters without an answer yet, also while a new coordinator settles",
+        bound=number(adapters.MAX_ASKED),
+        rule="LOAD_ERROR or UNLOAD_ERROR at once; of those that have waited for their `timeout_s` UNSPECIFIED_ERROR",
+        seen="the answer's text",
+        holds=(
+            "coordinator/adapters.py:AdapterBooks._askers",
+            "coordinator/adapters.py:AdapterBooks._deadlines",
+            "coordinator/records.py:Adapter.askers",
+            "coordinator/broker.py:Broker._early",
+        ),
+        tests=(
+            "tests/coordinator/test_adapters.py::test_askers_have_a_bound",
+            "tests/coordinator/test_adapters.py::test_who_waits_too_long_is_told",
+            "tests/coordinator/test_broker.py::test_early_wishes_have_a_bound",
+        ),
+    ),
+    Bound(
         what="requests dispatched to a worker",
         bound=f"its credits: two batches (`max_ongoing_requests`), at most {number(worker_main._MAX_CREDITS)}",
         rule="what has no credit stays in the queue",
@@ -221,6 +264,7 @@ COORDINATOR = [
             "coordinator/records.py:Worker.slots",
             "coordinator/records.py:Model.adoptable",
             "coordinator/records.py:Model.free_workers",
+            "coordinator/records.py:Adapter.free",
             "coordinator/queues.py:LeastLoaded._all",
             "coordinator/queues.py:LeastLoaded._groups",
             "coordinator/queues.py:LeastLoaded._group_of",
@@ -334,6 +378,17 @@ WORKER = [
             "tests/workers/test_window.py::test_any_course_keeps_the_rule",
             "tests/workers/test_engine.py::test_w_34_a_stream_goes_no_further_than_its_window",
             "tests/workers/test_batcher.py::test_a_stream_that_nobody_reads_ends",
+        ),
+    ),
+    Bound(
+        what="adapters that are to be loaded or unloaded",
+        bound="for each of its model's adapters what the coordinator asks for: one thing, and one that takes it back",
+        rule="none more is asked for; what waits is dropped when another coordinator is met",
+        seen="`status`: `adapters`",
+        holds=("workers/adapters.py:AdapterDesk._queue",),
+        tests=(
+            "tests/coordinator/test_adapters.py::test_one_thing_at_a_time",
+            "tests/workers/test_adapters.py::test_w_61_what_an_earlier_coordinator_asked_for_is_not_done",
         ),
     ),
     Bound(

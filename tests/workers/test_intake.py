@@ -184,6 +184,24 @@ def test_what_is_slow_to_read_holds_up_nobody_else(desk):
     assert ("slow", 1) in desk.batch()
 
 
+def test_w_62_a_request_for_an_adapter_is_not_answered_without(desk):
+    """One that this worker has not, or a pipeline without any, is a refusal that names it."""
+
+    class Adapters:
+        loaded = {"tone": "/tone"}
+
+    for number, lora in enumerate((None, Adapters())):
+        desk.pipeline.lora = lora
+        for name in ("tone", "other"):
+            desk.take(embed_request(f"{name} {number}"), adapter=name)
+    assert set(desk.rejected) == {("tone 0", 1), ("other 0", 1), ("other 1", 1)}
+    assert desk.rejected["other 1", 1] == (
+        "invalid_request",
+        "this worker does not have the adapter 'other'; load it anew",
+    )
+    assert set(desk.batch()) == {("tone 1", 1)}
+
+
 def test_arrays_are_views_of_the_clients_memory(desk, client_pool):
     """A handle becomes a read-only view without a copy: what the client writes later is seen."""
     shared = client_pool.empty(LARGE.shape)

@@ -11,6 +11,8 @@ from tensoryard.proto import TextGenerationInputs
 from tensoryard.workers.pipelines.llama import SMALL_MODEL, Llama, create
 from tensoryard.workers.text.blocks import BlockManager
 
+from .text.test_lora_model import write_adapter
+
 
 @pytest.fixture(scope="module")
 def llama() -> Llama:
@@ -120,3 +122,41 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokens))
     with pytest.raises(ConfigError, match="do not belong together"):
         create(device="cpu", model_dir=str(tmp_path))
+
+
+def test_adapters_may_be_there_from_the_start(tmp_path, llama):
+    """A deployment names them; requests that name one are answered with it, and others as ever."""
+    write_adapter(tmp_path / "tone", llama.decoder.adaptable, seed=3)
+    made = create(device="cpu", adapters={"tone": str(tmp_path / "tone")}, max_adapters=1)
+    assert made.lora.loaded == {"tone": str(tmp_path / "tone")}
+
+    def first(pipeline, model):
+        params = ty.SamplingParams(temperature=0, max_new_tokens=8, ignore_eos=True)
+        request = ty.TextGenerationRequest(model_name=model, prompt="# os.path\n", sampling_params=params)
+        context = pipeline.new_context(request)
+        found = []
+        while not context.is_done:
+            found += pipeline.execute(TextGenerationInputs(batches=[[context]]))[context.request_id].tokens
+        pipeline.release(context.request_id)
+        return found
+
+    assert first(made, "tone") != first(made, "m") == first(llama, "m")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (
+            {"adapters": {"tone": "/nowhere"}},
+            "`adapters`: 'tone' cannot be loaded .load_invalid_path.: /nowhere has no",
+        ),
+        ({"adapters": ["tone"]}, "adapters"),
+        ({"max_adapters": 0}, "max_adapters"),
+        ({"max_adapters": 2000}, "max_adapters"),
+        ({"adapter_bytes": 0}, "adapter_bytes"),
+    ],
+)
+def test_wrong_adapters_keep_a_worker_from_starting(options, named):
+    """By the name of the option."""
+    with pytest.raises(ConfigError, match=named):
+        create(device="cpu", **options)

@@ -93,6 +93,11 @@ class HuggingFace(Llama):
         blocks = cache_blocks(options, size=size, positions=min(known))
         return wrapped, wrapped.cache(blocks=blocks, block_size=options.block_size)
 
+    def _adapters(self, options: DeploymentOptions) -> None:
+        """None: adapters act inside our own decoders."""
+        if options.adapters:
+            raise ConfigError("`adapters` belong to the pipeline 'llama'; this one takes none")
+
     def _processor(self, folder: Path) -> HfProcessor | None:
         """What prepares images, tried with one; None where the model has no eyes, or is to have none."""
         model, how = self.decoder.model, self._options

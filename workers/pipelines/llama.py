@@ -17,6 +17,7 @@ import numpy as np
 from ...errors import ConfigError, InvalidRequest
 from ...proto.eos import EOSTracker
 from ...proto.logits import NamedProcessor
+from ...proto.lora import MAX_LORAS, LoRAOperation, LoRARequest, LoRAStatus
 from ...proto.pipeline import Pipeline
 from ...proto.reasoning_parsers import reasoning_parser
 from ...proto.request import RequestID
@@ -32,6 +33,7 @@ from ..text.engine import TextEngine
 from ..text.generation import GenerationDefaults
 from ..text.grammar import GrammarCompiler
 from ..text.grammar_hold import hold
+from ..text.lora import MAX_ADAPTERS, MAX_ADAPTERS_BYTES, Adapters, attach
 from ..text.models.base import Model, ModelCache
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
@@ -67,6 +69,11 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     cache_bytes: int | None = None
     #: Whether prompts that begin alike share what has been computed of them.
     prefix_cache: bool = True
+    #: LoRA adapters that are there from the start: their names and PEFT folders. More are loaded while it runs.
+    adapters: dict[str, str] = {}
+    #: Most adapters at a time, and most bytes of their weights in float32; one more is refused, none is evicted.
+    max_adapters: int = MAX_ADAPTERS
+    adapter_bytes: int = MAX_ADAPTERS_BYTES
     #: Who guesses tokens ahead, which changes no text: "ngram" (what followed in the request before), "draft_model" (a
     #: smaller model of the same vocabulary, in `draft_model_dir`), or nobody.
     speculation: Literal["ngram", "draft_model"] | None = None
@@ -94,6 +101,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         require_within("draft_tokens", self.draft_tokens, 1, MAX_DRAFTS)
         if (self.speculation == "draft_model") != (self.draft_model_dir is not None):
             raise ValueError('`draft_model_dir` belongs to `speculation` "draft_model", which needs it')
+        require_within("max_adapters", self.max_adapters, 1, MAX_LORAS)
+        require_within("adapter_bytes", self.adapter_bytes, 1, 1 << 50)
 
 
 #: Most that the cache takes where nothing is said, in bytes.
@@ -117,12 +126,15 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
     #: See `Scheduler`; our decoders need it not.
     whole_blocks = False
 
+    lora: Adapters | None
+
     def __init__(self, folder: Path, device: Device, options: DeploymentOptions) -> None:
         self._max_batch_size = options.max_batch_size
         ignored = tuple(options.ignore_config_keys)
         self.tokenizer = TextTokenizer(folder)
         self.defaults = GenerationDefaults.read(folder, ignored=ignored)
         self.decoder, cache = self._load(folder, device, options)
+        self.lora = self._adapters(options)
         config = self.decoder.config
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ConfigError(
@@ -162,6 +174,11 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         blocks = cache_blocks(options, size=size, positions=decoder.config.positions)
         return decoder, KVCache(decoder.config, blocks=blocks, block_size=options.block_size, device=device)
 
+    def _adapters(self, options: DeploymentOptions) -> Adapters | None:
+        """Where this model's adapters are kept; None where it takes none."""
+        assert isinstance(self.decoder, Decoder), "what loads another model says which adapters it takes"
+        return _adapters(self.decoder, options)
+
     @property
     def max_batch_size(self) -> int:
         """Most requests that run at once."""
@@ -198,6 +215,8 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             in_reasoning_phase=thinking,
             **prompt.fields,
         )
+        if self.lora is not None:
+            attach(context, self.lora.get(request.model_name))
         self._reader.read(context, request.tools)
         if is_held(request.response_format, request.tools):
             grammar = self._grammars().hold(request.response_format, request.tools, thinking=thinking)
@@ -280,6 +299,23 @@ def create(**options: Any) -> Llama:
     chosen = read_options(DeploymentOptions, options, pipeline="llama")
     folder = SMALL_MODEL if chosen.model_dir is None else Path(chosen.model_dir).expanduser()
     return Llama(folder, select_device(chosen.device), chosen)
+
+
+def _adapters(decoder: Decoder, options: DeploymentOptions) -> Adapters:
+    """Those that the deployment names, loaded; ConfigError for one that cannot be."""
+    adapters = Adapters(
+        decoder.device,
+        decoder.adaptable,
+        fit=decoder.fit,
+        max_adapters=options.max_adapters,
+        max_bytes=options.adapter_bytes,
+    )
+    for name, path in options.adapters.items():
+        folder = str(Path(path).expanduser().absolute())
+        answer = adapters.handle(LoRARequest(LoRAOperation.LOAD, name, folder))
+        if answer.status is not LoRAStatus.SUCCESS:
+            raise ConfigError(f"`adapters`: {name!r:.80} cannot be loaded ({answer.status.value}): {answer.message}")
+    return adapters
 
 
 def _speculation(options: DeploymentOptions, decoder: Model[Any], tokenizer: TextTokenizer) -> Speculation | None:

@@ -21,6 +21,7 @@ from ...proto.text_context import TextContext
 from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
 from .answer import AnswerDelta, AnswerStream
+from .lora import Adapter, adapter_of, cache_root
 from .models.base import Model, ModelCache
 from .models.step import Decoding, Span, Step
 from .processors import Setting, request_processors
@@ -53,6 +54,7 @@ class _Request:
     known: int = 0
     #: Its last token, once it has got one here.
     newest: int = -1
+    adapter: Adapter | None = None
     #: What the model thought of the prompt, where that is to be told: parts, and how many tokens they cover.
     echo: list[LogProbabilities] = field(default_factory=list)
     echoed: int = 1
@@ -125,11 +127,11 @@ class TextEngine:
     def _begin(self, context: TextContext, outputs: Outputs) -> None:
         try:
             # Every position of a prompt to be reported on has to be computed, so nothing of it may be found.
-            salt = f"echo {context.request_id}" if context.log_probabilities_echo else context.cache_salt or ""
+            salt = f"echo {context.request_id}" if context.log_probabilities_echo else cache_root(context)
             processors = request_processors(context, self._setting)
             state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
             table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
-            request = _Request(context, state, self._answer(context), table)
+            request = _Request(context, state, self._answer(context), table, adapter=adapter_of(context))
             request.sequence = self._scheduler.add(
                 request,
                 context.hashed_tokens,
@@ -171,6 +173,8 @@ class TextEngine:
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
         spans: list[Span] = []
         only_decodes = self._decoder.takes_steps and plan.tokens == len(plan.works) == len(ready)
+        # A kept layout knows no adapters.
+        only_decodes = only_decodes and all(request.adapter is None for request in requests)
         step = self._decode(requests) if only_decodes else None
         if step is None:
             self._decoding = None
@@ -236,7 +240,7 @@ class TextEngine:
         tokens = context.tokens.all[start : start + size]
         if drafts:
             tokens = np.concatenate([tokens, np.array(drafts, np.int64)])
-        return Span(tokens, start, self._table(request), wanted + len(drafts), context=context)
+        return Span(tokens, start, self._table(request), wanted + len(drafts), request.adapter, context)
 
     def _choose(self, ready: list[_Request], drafts: list[list[int]] | None, logits: Any, outputs: Outputs) -> None:
         states = [request.state for request in ready]

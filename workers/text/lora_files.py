@@ -38,8 +38,15 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "trainable_token_indices": (None, [], {}),
     "alora_invocation_tokens": (None, []),
     "target_parameters": (None, []),
+    "use_qalora": (False, None),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    # Other ways to begin (PiSSA, OLoRA, …) take what they begin with out of the model's own weights.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 
+#: What a pattern of `rank_pattern` or `alpha_pattern` may be: PEFT reads them as regular expressions.
+_PLAIN_PATTERN = re.compile(r"[\w.]+")
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_B)(\.default)?\.weight")
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -139,7 +146,10 @@ def _addition(
 def _number(module: str, config: Mapping[str, Any], pattern: str, name: str) -> Any:
     """A setting of one layer: patterns are ends of its name, and the first that fits counts, as in PEFT."""
     value = config.get(name)
-    for end, special in (config.get(pattern) or {}).items():
+    patterns = config.get(pattern) or {}
+    if not isinstance(patterns, dict) or not all(map(_PLAIN_PATTERN.fullmatch, patterns)):
+        raise InvalidRequest(f"{CONFIG}: `{pattern}` maps ends of layers' names to numbers, not {patterns!r:.80}")
+    for end, special in patterns.items():
         if module == end or module.endswith(f".{end}"):
             value = special
             break

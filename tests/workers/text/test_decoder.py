@@ -7,7 +7,7 @@ from tensoryard.workers.device import Device, select_device
 from tensoryard.workers.text.models import decoder as decoder_module
 from tensoryard.workers.text.models import step as step_module
 from tensoryard.workers.text.models.cache import KVCache
-from tensoryard.workers.text.models.decoder import Decoder, tile_rows, tiled
+from tensoryard.workers.text.models.decoder import Decoder, tile_for, tile_rows, tiled
 from tensoryard.workers.text.models.step import Span, lay_out
 
 from .tiny import write_model
@@ -158,7 +158,23 @@ def test_tiles_multiply():
     for rows in (1, 3, 8, 19):
         matrix = random.standard_normal((rows, 20), np.float32)
         np.testing.assert_allclose(tiled(matrix, weight, 8), matrix @ weight, rtol=1e-5, atol=1e-5)
+        then = random.standard_normal((48, 5), np.float32)
+        np.testing.assert_allclose(tiled(matrix, weight, 8, then), matrix @ weight @ then, rtol=1e-4, atol=1e-4)
     assert tile_rows() in (1, *decoder_module.TILES)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 8, 12, 16, 24, 64])
+def test_a_tile_treats_all_places_alike(rank):
+    """Whatever the rank, a row's product has the same bits alone, in any place, and beside any others."""
+    random = np.random.default_rng(rank)
+    down, up = random.standard_normal((rank, 192), np.float32).T, random.standard_normal((512, rank), np.float32).T
+    tile = tile_for(192, rank, 512)
+    rows = random.standard_normal((21, 192), np.float32)
+    whole = tiled(rows, down, tile, up)
+    for place in range(21):
+        assert np.array_equal(tiled(rows[place : place + 1], down, tile, up)[0], whole[place])
+    order = random.permutation(21)
+    assert np.array_equal(tiled(rows[order], down, tile, up), whole[order])
 
 
 def test_without_tiles_the_numbers_are_near(tmp_path, monkeypatch):

@@ -59,6 +59,12 @@ def adapters():
     return Adapters(CPU, SHAPES)
 
 
+def batch(rows):
+    """A step of rows with these adapters."""
+    adapters = dict.fromkeys(adapter for adapter in rows if adapter is not None)
+    return AdapterBatch(CPU, [(a, np.array([at for at, row in enumerate(rows) if row is a])) for a in adapters])
+
+
 def expected(inputs, tensors, layer, scale):
     down, up = tensors[f"{PREFIX}{layer}.lora_A.weight"], tensors[f"{PREFIX}{layer}.lora_B.weight"]
     return (inputs.astype(np.float64) @ down.T.astype(np.float64) @ up.T.astype(np.float64)) * scale
@@ -71,21 +77,19 @@ def test_several_adapters_in_one_batch(tmp_path, adapters):
     assert load(adapters, "b", folder(tmp_path / "b", second, r=5, use_rslora=True)).status is LoRAStatus.SUCCESS
     a, b = adapters.get("a"), adapters.get("b")
     rows = [a, None, b, a, b, None]
-    batch = AdapterBatch(CPU, rows)
     for layer, (outputs, inputs) in SHAPES.items():
         x = np.random.default_rng(3).standard_normal((len(rows), inputs)).astype(np.float32)
         y = np.ones((len(rows), outputs), np.float32)
-        batch.add(layer, x, y)
+        batch(rows).add(layer, x, y)
         for row, adapter in enumerate(rows):
             tensors, scale = {a: (first, 6 / 3), b: (second, 6 / 5**0.5), None: (first, 0)}[adapter]
             np.testing.assert_allclose(y[row], 1 + expected(x[row], tensors, layer, scale), rtol=1e-4, atol=1e-4)
 
 
 def test_without_adapters_nothing_is_done():
-    """A batch of the base model alone says so."""
-    assert not AdapterBatch(CPU, [None, None])
+    """A batch of the base model alone stays as it is."""
     y = np.ones((2, 8), np.float32)
-    AdapterBatch(CPU, [None, None]).add(next(iter(SHAPES)), np.ones((2, 6), np.float32), y)
+    assert batch([None, None]).add(next(iter(SHAPES)), np.ones((2, 6), np.float32), y) is y
     assert (y == 1).all()
 
 
@@ -96,7 +100,7 @@ def test_layers_may_have_their_own_rank_and_scale(tmp_path, adapters):
     path = folder(tmp_path / "a", tensors, rank_pattern={"down_proj": 2}, alpha_pattern={"mlp.down_proj": 20})
     assert load(adapters, "a", path).status is LoRAStatus.SUCCESS
     x, y = np.ones((1, 10), np.float32), np.zeros((1, 6), np.float32)
-    AdapterBatch(CPU, [adapters.get("a")]).add(down, x, y)
+    batch([adapters.get("a")]).add(down, x, y)
     np.testing.assert_allclose(y, expected(x, tensors, down, 10), rtol=1e-4)
 
 
@@ -125,7 +129,7 @@ def test_each_outcome(tmp_path, adapters, monkeypatch):
     (other / "adapter_model.safetensors").unlink()
     assert "adapter_model.safetensors" in load(adapters, "c", other).message
     assert load(adapters, "c", folder(other, peft_type="IA3")).status is LoRAStatus.LOAD_INVALID_ADAPTER
-    assert adapters.names == ["a"]
+    assert adapters.loaded == {"a": str(path)}
 
     def broken(*_):
         raise OSError("the disk is gone")
@@ -154,9 +158,9 @@ def test_who_runs_with_an_adapter_keeps_it(tmp_path, adapters):
     assert unload(adapters, "a").status is LoRAStatus.SUCCESS
     assert adapters.get("a") is None
     assert load(adapters, "a", folder(tmp_path / "b", matrices(9))).status is LoRAStatus.SUCCESS
-    batch = AdapterBatch(CPU, [held, adapters.get("a")])
+    assert held.number != adapters.get("a").number
     y = np.zeros((2, 8), np.float32)
-    batch.add(next(iter(SHAPES)), np.ones((2, 6), np.float32), y)
+    batch([held, adapters.get("a")]).add(next(iter(SHAPES)), np.ones((2, 6), np.float32), y)
     assert not np.allclose(y[0], y[1])
 
 
@@ -168,6 +172,9 @@ WRONG = {
     "biases": ({"bias": "all"}, "`bias`"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     "no rank": ({"r": None}, "`r`"),
+    "another beginning": ({"init_lora_weights": "pissa"}, "`init_lora_weights` is 'pissa'"),
+    "a pattern": ({"alpha_pattern": {"(q|v)_proj": 3}}, "`alpha_pattern` maps ends of layers' names"),
+    "a list of patterns": ({"rank_pattern": [3]}, "`rank_pattern`"),
     "another rank": ({"r": 4}, "needs matrices of"),
     "an endless scale": ({"raw": '{"peft_type": "LORA", "r": 3, "lora_alpha": Infinity}'}, "lora_alpha"),
     "a strange layer": ({"tensors": matrices(shapes={"model.layers.7.q_proj": (8, 6)})}, "model.layers.7.q_proj"),
@@ -187,7 +194,7 @@ def test_a_wrong_adapter_is_told_by_what_is_wrong(tmp_path, adapters, given, sai
     answer = load(adapters, "a", folder(tmp_path / "a", **given))
     assert answer.status is LoRAStatus.LOAD_INVALID_ADAPTER
     assert said in answer.message
-    assert adapters.names == []
+    assert adapters.loaded == {}
 
 
 def test_no_safetensors_at_all(tmp_path, adapters):
@@ -202,14 +209,27 @@ def test_no_safetensors_at_all(tmp_path, adapters):
     assert "larger than" in load(adapters, "a", path).message
 
 
-def test_adapters_have_a_bound(tmp_path, adapters, monkeypatch):
+def test_adapters_have_a_bound(tmp_path):
     """Beyond it loading fails and says so; those loaded stay."""
-    monkeypatch.setattr(lora, "MAX_ADAPTERS", 2)
+    adapters = Adapters(CPU, SHAPES, max_adapters=2)
     path = folder(tmp_path / "a")
     answers = [load(adapters, name, path) for name in "abc"]
     assert [answer.status for answer in answers] == [LoRAStatus.SUCCESS, LoRAStatus.SUCCESS, LoRAStatus.LOAD_ERROR]
     assert "2 adapters" in answers[2].message
-    assert adapters.names == ["a", "b"]
+    assert list(adapters.loaded) == ["a", "b"]
+
+
+def test_adapters_have_a_bound_in_bytes(tmp_path):
+    """Their weights in float32 count together; what one gave back another may have."""
+    path = folder(tmp_path / "a")
+    size = sum(array.nbytes for array in matrices().values())
+    adapters = Adapters(CPU, SHAPES, max_bytes=2 * size)
+    answers = [load(adapters, name, path) for name in "abc"]
+    assert [answer.status for answer in answers] == [LoRAStatus.SUCCESS, LoRAStatus.SUCCESS, LoRAStatus.LOAD_ERROR]
+    assert f"takes {size} bytes, those loaded {2 * size}" in answers[2].message
+    assert "`adapter_bytes`" in answers[2].message
+    unload(adapters, "a")
+    assert load(adapters, "c", path).status is LoRAStatus.SUCCESS
 
 
 def test_threads_load_and_unload(tmp_path, adapters):
@@ -226,4 +246,4 @@ def test_threads_load_and_unload(tmp_path, adapters):
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert adapters.names == []
+    assert adapters.loaded == {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ import numpy as np
 
 from ....errors import ConfigError
 from ...device import Device
+from ..lora import AdapterBatch
+from ..lora_files import LowRank, Shapes
+from .adaptation import adaptable, fit, site
 from .attention import Attention
 from .cache import KVCache
 from .checkpoint import Checkpoint
@@ -51,6 +54,9 @@ class Layer:
     widen: Affine
     narrow: Affine
     window: int | None
+    #: The gains that are inside `mix` and `widen`, on the host, for what is added to those.
+    mix_gain: Any
+    widen_gain: Any
 
 
 class Decoder:
@@ -77,6 +83,18 @@ class Decoder:
             xp=device.xp,
             exact=bool(self._tile),
         )
+
+    @property
+    def adaptable(self) -> Shapes:
+        """The linear layers that adapters may change."""
+        return adaptable(self.config)
+
+    def fit(self, additions: Mapping[str, LowRank]) -> dict[str, LowRank]:
+        """What an adapter adds, by the products of this decoder instead of the layers of its checkpoint."""
+        found = fit(additions, self.config, self._layers)
+        for part in found.values() if self._tile else ():  # here, so that no step has to find it out
+            tile_for(*part.down.shape, part.up.shape[1])
+        return found
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, ignored_keys: tuple[str, ...] = ()) -> Decoder:
@@ -107,25 +125,37 @@ class Decoder:
         turn = (self._xp.take(self._cosines, positions, axis=0), self._xp.take(self._sines, positions, axis=0))
         tables = [upload(group.tables) for group in step.groups]
         biases = {window: self._biases(step, window, cache) for window in set(self.config.windows)}
+        adapted = AdapterBatch(self.device, step.adapters, self._times_low)
         for number, layer in enumerate(self._layers):
-            queries = self._mix(hidden, layer, turn, slots, cache, number)
+            queries = self._mix(hidden, layer, turn, slots, cache, number, adapted)
             attended = self._xp.empty_like(queries)
             for group, table, added in zip(step.groups, tables, biases[layer.window], strict=True):
                 rows = group.rows
                 self._attention.attend(queries[rows], attended[rows], cache, number, group, table, added)
-            hidden += self._times(attended.reshape(len(hidden), -1), layer.attended)
-            hidden += self._feed_forward(self._normalised(hidden), layer)
+            joined = attended.reshape(len(hidden), -1)
+            hidden += adapted.add(site(number, "attended"), joined, self._times(joined, layer.attended))
+            hidden += self._feed_forward(self._normalised(hidden), layer, number, adapted)
         return hidden
 
     def _biases(self, step: Step, window: int | None, cache: KVCache) -> list[Any]:
         size = cache.block_size
         return [bias(group, group.tables.shape[1] * size, window, self._xp) for group in step.groups]
 
-    def _mix(self, hidden: Any, layer: Layer, turn: tuple[Any, Any], slots: Any, cache: KVCache, number: int) -> Any:
+    def _mix(
+        self,
+        hidden: Any,
+        layer: Layer,
+        turn: tuple[Any, Any],
+        slots: Any,
+        cache: KVCache,
+        number: int,
+        adapted: AdapterBatch,
+    ) -> Any:
         """Queries, `(rows, heads, head_width)`; the keys and values go into the cache."""
         config = self.config
         heads, both = config.heads, config.heads + config.kv_heads
-        mixed = self._times(self._normalised(hidden), layer.mix)
+        rows = self._normalised(hidden)
+        mixed = adapted.add(site(number, "mix"), rows, self._times(rows, layer.mix))
         mixed = mixed.reshape(len(hidden), both + config.kv_heads, config.head_width)
         turned = mixed[:, :both]
         if layer.head_gain is not None:
@@ -146,17 +176,17 @@ class Decoder:
         first -= second
         rows[..., half:] = turned
 
-    def _feed_forward(self, rows: Any, layer: Layer) -> Any:
+    def _feed_forward(self, rows: Any, layer: Layer, number: int, adapted: AdapterBatch) -> Any:
         """SwiGLU: silu(gate) * value, widened and narrowed."""
         inner = self.config.inner
-        both = self._times(rows, layer.widen)
+        both = adapted.add(site(number, "widen"), rows, self._times(rows, layer.widen))
         gate, value = both[:, :inner], both[:, inner:]
         value = value * gate
         self._xp.negative(gate, out=gate)
         self._xp.exp(gate, out=gate)
         gate += np.float32(1)
         value /= gate
-        return self._times(value, layer.narrow)
+        return adapted.add(site(number, "narrow"), value, self._times(value, layer.narrow))
 
     def _normalised(self, rows: Any) -> Any:
         """Rows divided by their root mean square; the gain is in the matrix that comes next."""
@@ -172,12 +202,16 @@ class Decoder:
             product += affine.bias
         return product
 
+    def _times_low(self, rows: Any, down: Any, up: Any) -> Any:
+        """The same for both matrices of an adapter, whose few columns or rows BLAS may treat in another way."""
+        return tiled(rows, down, tile_for(*down.shape, up.shape[1]), up) if self._tile else rows @ down @ up
 
-def tiled(rows: Any, weight: Any, tile: int) -> Any:
-    """`rows @ weight` in tiles of `tile` rows, the last one filled up with zeros; float32 `(rows, out)`.
 
-    Computed turned, weights first: OpenBLAS then makes one pass over them for all rows of a tile, and with the turning
-    back that is still up to a sixth faster.
+def tiled(rows: Any, weight: Any, tile: int, then: Any = None) -> Any:
+    """`rows @ weight`, float32 `(rows, out)`, in tiles of `tile` rows, the last one filled up with zeros.
+
+    With `then`, the product is multiplied by that too. Computed turned, weights first: OpenBLAS then makes one pass
+    over them for all rows of a tile, and with the turning back that is still up to a sixth faster.
     """
     count = len(rows)
     whole = -(-count // tile) * tile
@@ -186,6 +220,8 @@ def tiled(rows: Any, weight: Any, tile: int) -> Any:
         filled[:count] = rows
         rows = filled
     product = np.matmul(weight.T, rows.reshape(-1, tile, rows.shape[1]).swapaxes(1, 2))
+    if then is not None:
+        product = np.matmul(then.T, product)
     if whole == tile:
         return np.ascontiguousarray(product[0, :, :count].T)
     return product.swapaxes(1, 2).reshape(whole, -1)[:count]
@@ -197,21 +233,24 @@ def tile_rows() -> int:
 
     Kernels of 16 rows were seen to add in other orders than those for the rows left over.
     """
-    return next((tile for tile in TILES if _treats_alike(tile)), 1)
+    shapes = ((64, 96), (128, 768), (384, 128), (1024, 512))
+    return next((tile for tile in TILES if all(_treats_alike(tile, *shape) for shape in shapes)), 1)
 
 
-def _treats_alike(tile: int) -> bool:
+@functools.lru_cache(1024)
+def tile_for(width: int, rank: int, out: int) -> int:
+    """The same for two matrices of one shape, `(width, rank)` and `(rank, out)`."""
+    return next((tile for tile in TILES if _treats_alike(tile, width, rank, out)), 1)
+
+
+def _treats_alike(tile: int, width: int, *outs: int) -> bool:
     random = np.random.default_rng(0)
-    for width, out in ((64, 96), (128, 768), (384, 128), (1024, 512)):
-        weight = random.standard_normal((out, width), np.float32).T
-        row = random.standard_normal(width, np.float32)
-        places = [random.standard_normal((tile, width), np.float32) for _ in range(tile)]
-        for place, rows in enumerate(places):
-            rows[place] = row
-        results = {tiled(rows, weight, tile)[place].tobytes() for place, rows in enumerate(places)}
-        if len(results) > 1:
-            return False
-    return True
+    weight, *then = (random.standard_normal(shape, np.float32).T for shape in zip(outs, (width, *outs), strict=False))
+    row = random.standard_normal(width, np.float32)
+    places = [random.standard_normal((tile, width), np.float32) for _ in range(tile)]
+    for place, rows in enumerate(places):
+        rows[place] = row
+    return len({tiled(rows, weight, tile, *then)[place].tobytes() for place, rows in enumerate(places)}) == 1
 
 
 def _layer(checkpoint: Checkpoint, number: int, config: DecoderConfig, device: Device) -> Layer:
@@ -219,6 +258,7 @@ def _layer(checkpoint: Checkpoint, number: int, config: DecoderConfig, device: D
         return checkpoint.take(f"model.layers.{number}.{name}", shape)
 
     width, inner = config.width, config.inner
+    before = take("input_layernorm.weight", width)
     after = take("post_attention_layernorm.weight", width)
     gate, value = (take(f"mlp.{name}.weight", inner, width) for name in ("gate_proj", "up_proj"))
     gate_bias, value_bias = (
@@ -226,7 +266,7 @@ def _layer(checkpoint: Checkpoint, number: int, config: DecoderConfig, device: D
     )
     queries = config.heads * config.head_width
     return Layer(
-        mix=_mixing(take, config, device),
+        mix=_mixing(take, config, device, before),
         head_gain=_head_gain(take, config, device),
         attended=_affine(
             device,
@@ -240,11 +280,12 @@ def _layer(checkpoint: Checkpoint, number: int, config: DecoderConfig, device: D
             _optional(take, config.mlp_bias, "mlp.down_proj.bias", width),
         ),
         window=config.windows[number],
+        mix_gain=before,
+        widen_gain=after,
     )
 
 
-def _mixing(take: Callable[..., Any], config: DecoderConfig, device: Device) -> Affine:
-    before = take("input_layernorm.weight", config.width)
+def _mixing(take: Callable[..., Any], config: DecoderConfig, device: Device, before: Any) -> Affine:
     # With a norm of heads the scale is in its gain instead, for the norm would undo it here.
     scale = np.float32(1 if config.qk_norm else 1 / math.sqrt(config.head_width))
     matrices, biases = [], []

@@ -72,6 +72,6 @@ def _in_pieces(model: HfModel, tokens: npt.NDArray[np.int64], context: TextConte
     cuts = [0, half, min(half + 3, len(tokens) - 1), *range(min(half + 4, len(tokens)), len(tokens) + 1)]
     parts = []
     for start, end in pairwise(cuts):
-        span = Span(tokens[start:end], start, table, end - start, context)
+        span = Span(tokens[start:end], start, table, end - start, context=context)
         parts.append(model.device.to_host(model.compute([span], cache)))
     return np.concatenate(parts)

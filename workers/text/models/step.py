@@ -33,6 +33,8 @@ class Span(NamedTuple):
     start: int
     table: Ints
     logits: int = 1
+    #: The adapter that its tokens are computed with; None for the model as it is.
+    adapter: Any = None
     context: TextContext | None = None
 
 
@@ -63,6 +65,8 @@ class Step(NamedTuple):
     groups: list[Group]
     #: The rows whose logits are wanted, in the order of the spans given.
     wanted: Ints
+    #: The rows of each adapter that is in the step, ascending.
+    adapters: Sequence[tuple[Any, Ints]] = ()
 
 
 def lay_out(spans: Sequence[Span], block_size: int) -> Step:
@@ -87,7 +91,8 @@ def lay_out(spans: Sequence[Span], block_size: int) -> Step:
     places = [_positions(group) for group in groups]
     slots = [_slots(group, at, block_size).reshape(-1) for group, at in zip(groups, places, strict=True)]
     positions = np.concatenate([at.reshape(-1) for at in places])
-    return Step(ids, positions, np.concatenate(slots), groups, _wanted(spans, widths, first_rows))
+    wanted = _wanted(spans, widths, first_rows)
+    return Step(ids, positions, np.concatenate(slots), groups, wanted, _adapted(spans, first_rows))
 
 
 def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
@@ -101,7 +106,8 @@ def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
     rows = np.arange(len(spans))
     slots = group.tables[rows, numbers] * block_size + places
     wanted = rows[[span.logits > 0 for span in spans]]
-    return Step(np.concatenate([span.tokens for span in spans]), starts, slots, [group], wanted)
+    ids = np.concatenate([span.tokens for span in spans])
+    return Step(ids, starts, slots, [group], wanted, _adapted(spans, rows))
 
 
 class Decoding:
@@ -185,6 +191,17 @@ def _wanted(spans: Sequence[Span], widths: list[int], first_rows: Ints) -> Ints:
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     wanted: Ints = np.repeat(ends - counts, counts) + within
     return wanted
+
+
+def _adapted(spans: Sequence[Span], first_rows: Ints) -> Sequence[tuple[Any, Ints]]:
+    """The rows of each adapter, in the order in which the adapters come first."""
+    if all(span.adapter is None for span in spans):
+        return ()
+    rows: dict[Any, list[Ints]] = {}
+    for span, first in zip(spans, first_rows.tolist(), strict=True):
+        if span.adapter is not None:
+            rows.setdefault(span.adapter, []).append(np.arange(first, first + len(span.tokens)))
+    return [(adapter, np.sort(np.concatenate(parts))) for adapter, parts in rows.items()]
 
 
 def bias(group: Group, length: int, window: int | None, xp: Any) -> Any:
