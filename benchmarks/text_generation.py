@@ -4,7 +4,8 @@
 thread each. Both have the same weights in float32 and must give the same tokens. Prints tokens per second with their
 spread, and ours over theirs per round, by the wall clock and by the processor's time: on a busy machine the first
 counts waiting for a turn too. And what share of our steps is spent outside the model: planning, choosing, committing,
-making text. Without torch and transformers only ours are measured.
+making text. Without torch and transformers only ours are measured. `--pipeline hf` has the library's own model in our
+loop, each sequence by itself, `--pipeline hf-together` all of a step at once.
 """
 
 # ruff: noqa: E402 - the environment comes before the libraries that read it
@@ -29,29 +30,41 @@ from tensoryard.proto.request import RequestID
 from tensoryard.proto.sampling import SamplingParams
 from tensoryard.proto.text_batch import TextGenerationInputs
 from tensoryard.proto.text_request import TextGenerationRequest
+from tensoryard.workers.pipelines import hf
 from tensoryard.workers.pipelines.llama import SMALL_MODEL, Llama, create
 
 PROMPT_TOKENS = 32
 BATCHES = (1, 8, 32)
+#: The small model, computed by whom.
+PIPELINES: dict[str, Callable[[], Llama]] = {
+    "llama": lambda: create(device="cpu", prefix_cache=False),
+    "hf": lambda: _library_model(together=False),
+    "hf-together": lambda: _library_model(together=True),
+}
 
 Prompts = np.ndarray[Any, Any]
+
+
+def _library_model(*, together: bool) -> Llama:
+    options = {"dtype": "float32", "together": together, "prefix_cache": False}
+    return hf.create(model_dir=str(SMALL_MODEL), device="cpu", **options)
 
 
 class Ours:
     """The pipeline, as a worker drives it."""
 
-    def __init__(self) -> None:
-        self.llama: Llama = create(device="cpu", prefix_cache=False)
+    def __init__(self, pipeline: str) -> None:
+        self.llama: Llama = PIPELINES[pipeline]()
         #: Seconds inside the model, and of whole steps, of those steps that only decode.
         self.model_s: list[float] = []
         self.step_s: list[float] = []
-        self._forward = self.llama.decoder.forward
-        self.llama.decoder.forward = self._timed  # type: ignore[method-assign]
+        self._compute = self.llama.decoder.compute
+        self.llama.decoder.compute = self._timed  # type: ignore[method-assign]
         self._inside = 0.0
 
     def _timed(self, *arguments: Any) -> Any:
         began = time.perf_counter()
-        logits = self._forward(*arguments)
+        logits = self._compute(*arguments)
         self._inside = time.perf_counter() - began
         return logits
 
@@ -145,8 +158,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each answer")
+    parser.add_argument("--pipeline", choices=PIPELINES, default="llama")
     asked = parser.parse_args()
-    ours, others = Ours(), theirs()
+    ours, others = Ours(asked.pipeline), theirs()
     if others is None:
         print("torch and transformers are not installed: pip install 'tensoryard[parity]'")
     for batch in BATCHES:

@@ -21,10 +21,22 @@ from .request import RequestID
 from .validation import require_id
 
 
-class OutputTextContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text"):
-    """Text beside the media."""
+class TokenLogProbability(msgspec.Struct, frozen=True, kw_only=True):
+    """A token of a text, as the API tells of it: what it says, in text and in bytes, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TokenLogProbability] = []
+
+
+class OutputTextContent(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_text", omit_defaults=True
+):
+    """Text, alone or beside media; `logprobs`: of its tokens, where they were asked for."""
 
     text: str
+    logprobs: list[TokenLogProbability] | None = None
 
 
 class OutputImageContent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output_image"):

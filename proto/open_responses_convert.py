@@ -7,7 +7,7 @@ refused, never dropped (`open_responses_asked.py`). Text requests are `open_resp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from .generation import (
     OutputContent,
     OutputImageContent,
     OutputTextContent,
+    TokenLogProbability,
     Usage,
 )
 from .open_responses import OpenResponsesRequest
@@ -172,21 +173,25 @@ def to_response(
     request: OpenResponsesRequest,
     output: NativeOutput,
     *,
-    text: str = "",
-    reasoning: str = "",
-    calls: Sequence[ParsedToolCall] = (),
+    text: str | None = None,
+    reasoning: str | None = None,
+    calls: Sequence[ParsedToolCall] | None = None,
     input_tokens: int = 0,
     created_at: int | None = None,
 ) -> ResponseResource:
     """The response for the whole output of a request (of a stream: merged), its media encoded.
 
-    Tokens are not text: for a `TextGenerationOutput` the caller gives what a tokenizer and the parsers made of them,
-    and how many tokens the prompt had. `created_at`: seconds since 1970, None for now.
+    Of a `TextGenerationOutput` the text, the thinking and the calls are those that its worker made of the tokens,
+    unless the caller gives others; log probabilities of the tokens of a text that stands without calls are told with
+    it. How many tokens the prompt had is the caller's to say. `created_at`: seconds since 1970, None for now.
 
     Raises InvalidRequest (a ValueError) for media that cannot be encoded here, or the output of another request.
     """
     if isinstance(output, TextGenerationOutput):
-        generated = _text_output(output, text, input_tokens)
+        calls = output.calls if calls is None else calls
+        reasoning = output.reasoning if reasoning is None else reasoning
+        text = output.text if text is None else text
+        generated = _text_output(output, text or "", None if calls else _log_probabilities(output), input_tokens)
     elif isinstance(output, AudioGenerationOutput):
         generated = _audio_output(request, output)
     else:
@@ -201,7 +206,7 @@ def to_response(
         generated,
         request.body.model,
         content=content,
-        calls=calls,
+        calls=calls or (),
         created_at=created_at,
     )
 
@@ -216,11 +221,36 @@ def to_failed_response(
     return ResponseResource.from_error(request.request_id, request.body.model, error, created_at=created_at)
 
 
-def _text_output(output: TextGenerationOutput, text: str, input_tokens: int) -> GenerationOutput:
+def _log_probabilities(output: TextGenerationOutput) -> list[TokenLogProbability] | None:
+    """Of the tokens that are text; None where none were asked for."""
+    if output.log_probabilities is None:
+        return None
+    return [
+        _log_probability(told.pieces[token], value, {told.pieces[i]: tops[i] for i in tops if i in told.pieces})
+        for told in output.log_probabilities
+        for token, value, tops in zip(
+            told.sampled_token_ids, told.token_log_probabilities, told.top_log_probabilities, strict=True
+        )
+        if token in told.pieces
+    ]
+
+
+def _log_probability(piece: bytes, value: float, tops: Mapping[bytes, float]) -> TokenLogProbability:
+    return TokenLogProbability(
+        token=piece.decode(errors="replace"),
+        logprob=value,
+        bytes=list(piece),
+        top_logprobs=[_log_probability(each, likely, {}) for each, likely in tops.items()],
+    )
+
+
+def _text_output(
+    output: TextGenerationOutput, text: str, told: list[TokenLogProbability] | None, input_tokens: int
+) -> GenerationOutput:
     return GenerationOutput(
         request_id=output.request_id,
         final_status=output.final_status,
-        output=[OutputTextContent(text=text)] if text else [],
+        output=[OutputTextContent(text=text, logprobs=told)] if text else [],
         usage=Usage(input_tokens=input_tokens, output_tokens=len(output.tokens)),
     )
 

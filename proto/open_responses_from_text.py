@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy.typing as npt
+
 from .open_responses_body import (
     FunctionToolParam,
     JsonObjectParam,
@@ -17,7 +19,7 @@ from .open_responses_body import (
     OpenResponsesRequestBody,
 )
 from .open_responses_enums import ToolChoiceValueEnum
-from .open_responses_media import uri_of_bytes
+from .open_responses_media import bytes_of_base64, image_from_numpy, uri_of_bytes
 from .open_responses_messages import InputImageContent
 from .open_responses_options import MaxProviderOptions, ProviderOptions
 from .open_responses_said import Fields, body_of, require_unset, said, sampling_fields, unsayable
@@ -74,7 +76,7 @@ def _input(request: TextGenerationRequest) -> Any:
     content = _thinking(message)
     if isinstance(message.content, str):
         return [{"role": message.role, "content": message.content}]
-    images, videos = iter(request.images), iter(request.videos)
+    images, videos = map(_file, request.images), iter(request.videos)
     for index, part in enumerate(message.content):
         said_part = _PARTS_OF_ROLE[message.role](f"messages[0].content[{index}]", part, images, videos)
         if said_part is None:
@@ -89,6 +91,11 @@ def _thinking(message: TextGenerationRequestMessage) -> list[dict[str, Any]]:
     if message.role != "assistant" or isinstance(message.content, str):
         unsayable("messages[0].reasoning_content", "only a message of the assistant whose content is a list has it")
     return [{"type": "reasoning_summary", "text": message.reasoning_content}]
+
+
+def _file(image: bytes | npt.NDArray[Any]) -> bytes:
+    """An image encoded: pixels become PNG."""
+    return image if isinstance(image, bytes) else bytes_of_base64(image_from_numpy(image).image_data or "")
 
 
 def _user_part(path: str, part: Any, images: Iterator[bytes], videos: Iterator[bytes]) -> Any:

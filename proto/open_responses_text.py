@@ -76,7 +76,7 @@ def to_text_request(request: OpenResponsesRequest) -> TextGenerationRequest:
         request_id=request.request_id,
         model_name=body.model,
         messages=[message],  # type: ignore[list-item]  # dicts become messages
-        images=images,
+        images=[*images],
         videos=videos,
         tools=tools,
         response_format=response_format(body.response_format, has_tools=tools is not None, forced=forced),

@@ -139,6 +139,11 @@ class TextContext:
         return self.sampling_params.min_new_tokens
 
     @property
+    def hashed_tokens(self) -> npt.NDArray[np.int64]:
+        """All tokens as a prefix cache is to tell them apart, int64 `(n,)`, read-only."""
+        return self.tokens.all
+
+    @property
     def matcher(self) -> GrammarMatcher | None:
         """The grammar's automaton; None without one, and once the grammar is no longer enforced."""
         return self._matcher
@@ -302,18 +307,19 @@ class TextContext:
         """
         tokens = self.tokens
         status = self._status
-        if tokens.has_placeholder and status is GenerationStatus.MAXIMUM_LENGTH:
+        if status is GenerationStatus.MAXIMUM_LENGTH and tokens.has_placeholder:
             status = GenerationStatus.ACTIVE
-        end = len(tokens) - tokens.has_placeholder
-        late, self.undelivered = self.undelivered, None
-        found = tokens[late[0] : late[1]].tolist() if late else []
         fresh = tokens.consume_recently_generated_tokens().tolist() if tokens.has_outstanding_generated_tokens else []
         told = None
-        if self.log_probabilities_data:
-            told = self._drain_log_probabilities([*range(*late or (0, 0)), *range(end - len(fresh), end)])
+        # Mostly there is nothing but one fresh token, and this is done for each.
+        if self.log_probabilities_data or self.undelivered is not None:
+            end = len(tokens) - tokens.has_placeholder
+            late, self.undelivered = self.undelivered or (0, 0), None
+            told = self._drain_log_probabilities([*range(*late), *range(end - len(fresh), end)])
+            fresh = tokens[late[0] : late[1]].tolist() + fresh
         return TextGenerationOutput(
             request_id=self.request_id,
-            tokens=found + fresh,
+            tokens=fresh,
             final_status=status,
             log_probabilities=told,
             num_cached_tokens=self.cached_prefix_length,

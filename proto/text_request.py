@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InvalidRequest
 from .request import RequestID
@@ -54,11 +55,14 @@ class TextGenerationRequestTool(TypedDict):
     function: TextGenerationRequestFunction
 
 
-# Tools travel as plain maps: one keeps keys that its TypedDict does not name.
+# Tools travel as plain maps: one keeps keys that its TypedDict does not name. Images are bytes or arrays, which no
+# decoder tells apart by a type.
 if TYPE_CHECKING:
     _Tools = list[TextGenerationRequestTool]
+    _Images = list[bytes | npt.NDArray[Any]]
 else:
     _Tools = list[dict[str, Any]]
+    _Images = list[Any]
 
 
 @dataclass
@@ -85,10 +89,12 @@ class TextGenerationRequest:
     """Ask for generated text, from a `prompt` (a text or token ids) or from chat `messages` (dicts are converted).
 
     `model_name` is a base model or a LoRA. `images` and `videos` are encoded bytes, matched in order to the
-    placeholders of the messages, one each. `decoded_images` (1:1 with `images`, None where decoding was skipped) stay
-    in this process: they are no dataclass field and never travel. `max_decoded_bytes`: allowance for the decoded
-    frames of one video. `timestamp_ns`: arrival, 0 unknown. `logprobs`: how many of the most likely tokens to report
-    on, 0 for none; `echo`: on the prompt too. `cache_salt` keeps prefix-cache entries apart.
+    placeholders of the messages, one each; an image may be an array of pixels instead, uint8 `(height, width)` or
+    `(height, width, channels)`, which travels by shared-memory handle from 64 KiB on. `decoded_images` (1:1 with
+    `images`, None where decoding was skipped) stay in this process: they are no dataclass field and never travel.
+    `max_decoded_bytes`: allowance for the decoded frames of one video. `timestamp_ns`: arrival, 0 unknown. `logprobs`:
+    how many of the most likely tokens to report on, 0 for none; `echo`: on the prompt too. `cache_salt` keeps
+    prefix-cache entries apart.
 
     Raises InvalidRequest (a ValueError) for both a prompt and messages, media with a text prompt, counts of media and
     placeholders that differ, or a field of the wrong kind. The caller's lists are copied.
@@ -98,7 +104,7 @@ class TextGenerationRequest:
     model_name: str = ""
     prompt: str | Sequence[int] | None = None
     messages: list[TextGenerationRequestMessage] = field(default_factory=list)
-    images: list[bytes] = field(default_factory=list)
+    images: _Images = field(default_factory=list)
     videos: list[bytes] = field(default_factory=list)
     decoded_images: list[Any] = field(default_factory=list, repr=False, compare=False)
     max_decoded_bytes: int | None = None
@@ -120,7 +126,7 @@ class TextGenerationRequest:
         self._put("messages", _messages(self.messages))
         self._put("tools", _tools(self.tools))
         self._put("response_format", _response_format(self.response_format))
-        self._put("images", _media("images", self.images))
+        self._put("images", _media("images", self.images, bytes | np.ndarray))
         self._put("videos", _media("videos", self.videos))
         # A decoder builds the request without this attribute.
         self._put("decoded_images", list(self.__dict__.get("decoded_images", ())))
@@ -242,7 +248,8 @@ def _tools(tools: object) -> list[Any] | None:
     return list(tools)
 
 
-def _media(name: str, items: object) -> list[bytes]:
-    if not isinstance(items, list | tuple) or not all(isinstance(item, bytes) for item in items):
-        raise InvalidRequest(f"`{name}` is a list of bytes, each an encoded file")
+def _media(name: str, items: object, kinds: Any = bytes) -> list[Any]:
+    if not isinstance(items, list | tuple) or not all(isinstance(item, kinds) for item in items):
+        or_arrays = "" if kinds is bytes else ", or arrays of pixels"
+        raise InvalidRequest(f"`{name}` is a list of bytes, each an encoded file{or_arrays}")
     return list(items)

@@ -40,6 +40,7 @@ class LogProbabilities(msgspec.Struct, tag=True, omit_defaults=True):
 
     `token_log_probabilities`: of each chosen token. `top_log_probabilities`: token id to log probability of the most
     likely candidates at each position. `sampled_token_ids`: the chosen ids themselves, or empty when not recorded.
+    `pieces`: what the ids here say, in bytes; of tokens that are part of the answer's text, where one is made.
 
     Raises InvalidRequest (a ValueError) when the lists differ in length.
     """
@@ -47,6 +48,7 @@ class LogProbabilities(msgspec.Struct, tag=True, omit_defaults=True):
     token_log_probabilities: list[float]
     top_log_probabilities: list[dict[int, float]]
     sampled_token_ids: list[int] = []
+    pieces: dict[int, bytes] = {}
 
     def __post_init__(self) -> None:
         positions = len(self.token_log_probabilities)

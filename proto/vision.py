@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -181,6 +182,21 @@ class TextAndVisionContext(TextContext):
     def needs_vision_encoding(self) -> bool:
         """Whether any image is not fully processed."""
         return bool(self.images) and self.images[-1].end_idx > self.tokens.processed_length
+
+    @property
+    def hashed_tokens(self) -> npt.NDArray[np.int64]:
+        """All tokens, those of `token_hash_overrides` replaced by what stands for their content."""
+        places, hashes = self._hashes
+        tokens = self.tokens.all.copy()
+        tokens[places] = hashes
+        tokens.flags.writeable = False
+        return tokens
+
+    @cached_property
+    def _hashes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        pairs = [(override.token_idx, override.token_hash) for override in self.token_hash_overrides]
+        places, hashes = np.array(pairs, np.int64).reshape(-1, 2).T
+        return places, hashes
 
     @property
     def image_token_indices(self) -> npt.NDArray[np.int32]:

@@ -121,10 +121,8 @@ def select_device(preference: str = "auto") -> Device:
 @functools.cache
 def gpu_problem() -> str | None:
     """Why this process cannot compute on a GPU; None where it can. Found out once per process."""
-    if os.environ.get("TENSORYARD_GPU") == "0":
-        return "TENSORYARD_GPU=0 forbids it"
-    if not any(Path(node).exists() for node in DEVICE_NODES):
-        problem = f"this machine has no CUDA driver (none of {', '.join(DEVICE_NODES)} exists)"
+    problem = driver_problem()
+    if problem is not None:
         logger.info("computing on the CPU with NumPy: %s", problem)
         return problem
     if importlib.util.find_spec("cupy") is None:
@@ -136,6 +134,15 @@ def gpu_problem() -> str | None:
         logger.warning("computing on the CPU with NumPy: %s", problem)
         return problem
     logger.info("computing on the GPU with CuPy")
+    return None
+
+
+def driver_problem() -> str | None:
+    """Why there is no GPU to be tried, whatever library would use it; None where there may be one."""
+    if os.environ.get("TENSORYARD_GPU") == "0":
+        return "TENSORYARD_GPU=0 forbids it"
+    if not any(Path(node).exists() for node in DEVICE_NODES):
+        return f"this machine has no CUDA driver (none of {', '.join(DEVICE_NODES)} exists)"
     return None
 
 

@@ -1,5 +1,6 @@
 """What people write becomes a text request: prompts, token ids, messages, and sampling beside other fields."""
 
+import numpy as np
 import pytest
 
 from tensoryard.client.text import text_request
@@ -44,3 +45,25 @@ def test_an_unknown_field_is_named(name):
     """And the known ones are listed."""
     with pytest.raises(InvalidRequest, match=f"`{name}` is unknown; known are .*temperature"):
         text_request("a", "m", {name: 1})
+
+
+def test_images_may_lie_in_messages():
+    """Arrays and files are taken out of their parts, in order; the caller's messages stay as they are."""
+    array, file = np.zeros((2, 2, 3), np.uint8), b"file"
+    content = [{"type": "text", "text": "a"}, {"type": "image", "image": array, "detail": "low"}]
+    messages = [{"role": "user", "content": content}, {"role": "user", "content": [{"type": "image", "image": file}]}]
+    request = text_request(messages, "m", {})
+    assert request.images[0] is array
+    assert request.images[1] == file
+    assert [message.number_of_images for message in request.messages] == [1, 1]
+    assert request.messages[0].content[1].detail == "low"
+    assert content[1]["image"] is array
+    apart = text_request([{"role": "user", "content": [{"type": "image"}]}], "m", {"images": [array]})
+    assert apart.images[0] is array
+
+
+def test_images_are_given_once():
+    """In the messages or beside them."""
+    messages = [{"role": "user", "content": [{"type": "image", "image": b"1"}]}]
+    with pytest.raises(InvalidRequest, match="not both"):
+        text_request(messages, "m", {"images": [b"1"]})

@@ -21,6 +21,7 @@ import tensoryard.proto
 #: Names that modules give to annotations which the wire reads as plain maps, and what they stand for.
 _STANDS_FOR = {
     "_Tools": "list[TextGenerationRequestTool]",
+    "_Images": "list[bytes | NDArray[Any]]",
     "_Content": "str | list[MessageContent]",
     "_Role": "Literal['system', 'user', 'assistant', 'tool', 'function', 'root']",
 }

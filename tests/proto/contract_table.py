@@ -402,6 +402,10 @@ contract(
         """cache_salt=None)
         """,
     ),
+    Differs(
+        "an image may be pixels as they are, which travel by handle",
+        "field images: list[bytes | NDArray[Any]] = []",
+    ),
     Differs("placeholders without media, a salt over 512 characters and wrong kinds are refused; lists are copied"),
 )
 contract(
@@ -1219,6 +1223,7 @@ contract(
         "newer than the rest and required there: code that gives two lists runs too",
         "field sampled_token_ids: list[int] = []",
     ),
+    Differs("a client has no tokenizer", "field pieces: dict[int, bytes] = {}"),
     Differs("lists of different lengths are refused"),
 )
 contract(

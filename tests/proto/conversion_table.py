@@ -26,7 +26,7 @@ CONVERSIONS = [
             "request_id": "the request's own",
             "model_name": "`model`",
             "messages": "`input`: exactly one, of the user, the assistant or the system",
-            "images": "parts of `input`, as `data:` URIs; base64 in an earlier answer",
+            "images": "parts of `input`, as `data:` URIs, pixels as PNG; base64 in an earlier answer",
             "videos": "parts of `input`, as `data:` URIs",
             "tools": "`tools`: functions alone",
             "response_format": "`response_format`; `tool_choice` when a call is forced",

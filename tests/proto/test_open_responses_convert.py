@@ -29,7 +29,8 @@ from tensoryard.proto.pixels import PixelGenerationRequest
 from tensoryard.proto.request import RequestID
 from tensoryard.proto.text_output import TextGenerationOutput
 from tensoryard.proto.text_request import TextGenerationRequest
-from tensoryard.proto.tool_parsing import ParsedToolCall
+from tensoryard.proto.tokens import LogProbabilities
+from tensoryard.proto.tool_parsing import ParsedToolCall, ParsedToolCallDelta
 
 TEXT, PIXEL, AUDIO = PipelineTask.TEXT_GENERATION, PipelineTask.PIXEL_GENERATION, PipelineTask.AUDIO_GENERATION
 ACTIVE, END = GenerationStatus.ACTIVE, GenerationStatus.END_OF_SEQUENCE
@@ -254,6 +255,31 @@ def test_text():
     assert found["usage"] == {"input_tokens": 4, "output_tokens": 3, "total_tokens": 7}
     assert [part["type"] for part in found["output"][0]["content"]] == ["reasoning_summary", "output_text"]
     assert found["output"][0]["content"][1]["text"] == "hi"
+
+
+def test_what_the_worker_told_goes_in_by_itself():
+    """Text, thinking, calls, and the log probabilities of tokens that are text: pieces of characters as bytes."""
+    told = [
+        LogProbabilities([-0.5], [{7: -0.5, 8: -1.5}], [7], {7: b"h", 8: "é".encode()[:1]}),
+        LogProbabilities([-0.1], [{2: -0.1}], [2]),
+    ]
+    output = TextGenerationOutput(
+        request_id=ID, tokens=[7, 2], final_status=END, text="h", reasoning="hm", log_probabilities=told
+    )
+    thought, part = response_json(to_response(request_of(), output))["output"][0]["content"]
+    assert (thought["text"], part["text"]) == ("hm", "h")
+    (token,) = part["logprobs"]
+    assert (token["token"], token["bytes"], token["logprob"]) == ("h", [104], -0.5)
+    assert [(each["token"], each["bytes"]) for each in token["top_logprobs"]] == [("h", [104]), ("\ufffd", [195])]
+    called = TextGenerationOutput(
+        request_id=ID,
+        tokens=[7],
+        final_status=END,
+        tool_calls=[ParsedToolCallDelta(0, "call_1", "add", "{}")],
+        log_probabilities=told[:1],
+    )
+    (item,) = response_json(to_response(request_of(), called))["output"]
+    assert (item["type"], item["call_id"], item["name"]) == ("function_call", "call_1", "add")
 
 
 def test_calls():

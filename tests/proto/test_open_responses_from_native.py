@@ -19,7 +19,7 @@ from tensoryard.proto.open_responses_asked import LEFT_ASIDE, SAMPLING_FIELDS
 from tensoryard.proto.open_responses_body import OpenResponsesRequestBody
 from tensoryard.proto.open_responses_convert import to_native
 from tensoryard.proto.open_responses_from_native import to_open
-from tensoryard.proto.open_responses_media import bytes_of_uri, uri_of_bytes
+from tensoryard.proto.open_responses_media import bytes_of_uri, image_from_bytes, uri_of_bytes
 from tensoryard.proto.outputs import task_types
 from tensoryard.proto.pipeline import PipelineTask
 from tensoryard.proto.text_messages import ImageContentPart, TextContentPart, VideoContentPart
@@ -445,6 +445,18 @@ def test_decoded_images_stay_behind():
     message = {"content": [{"type": "image"}]}
     request = text_request(message, images=[b"file"], decoded_images=["pixels"])
     assert there_and_back(request, TEXT).decoded_images == []
+
+
+def test_pixels_become_files():
+    """An image that is an array is said as PNG, by the user and by the assistant; one that no file holds is refused."""
+    pytest.importorskip("PIL", reason="files of images are read by Pillow")
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for role in ("user", "assistant"):
+        message = {"role": role, "content": [{"type": "image"}]}
+        (file,) = there_and_back(text_request(message, images=[pixels]), TEXT).images
+        assert (image_from_bytes(file) == pixels).all()
+    with pytest.raises(InvalidRequest, match="uint8"):
+        there_and_back(text_request({"content": [{"type": "image"}]}, images=[pixels.astype(np.float32)]), TEXT)
 
 
 def test_numpy_numbers_become_numbers():

@@ -180,3 +180,15 @@ def test_weakness_39_one_kind_of_error():
     """A message that is none is an InvalidRequest like every other wrong input."""
     with pytest.raises(InvalidRequest):
         request_of(messages=[object()])
+
+
+def test_an_image_may_be_pixels():
+    """They travel as an array, whatever its dtype: what a model takes, its worker says."""
+    images = [np.arange(12, dtype=np.uint8).reshape(2, 2, 3), b"file", np.zeros((2, 2), np.float32)]
+    messages = [{"role": "user", "content": [{"type": "image"}] * 3}]
+    found = travelled(request_of(messages=messages, images=images))
+    assert [type(image) for image in found.images] == [np.ndarray, bytes, np.ndarray]
+    assert (found.images[0] == images[0]).all()
+    assert found.images[2].dtype == np.float32
+    with pytest.raises(InvalidRequest, match="arrays of pixels"):
+        request_of(messages=messages, images=["path.png"] * 3)

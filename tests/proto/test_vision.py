@@ -190,3 +190,14 @@ def test_weakness_30_no_silent_narrowing():
     frames = encode_body(context_of()).frames
     with pytest.raises(ValueError, match="text_and_vision"):
         decode_body(frames, TextContext)
+
+
+def test_hashes_stand_for_contents():
+    """The prefix cache sees the overrides' hashes in place of their tokens, and all others as they are."""
+    context = context_of(token_hash_overrides=[TokenHashOverride(2, 77), TokenHashOverride(5, 1 << 62)])
+    plain, seen = context.tokens.all.tolist(), context.hashed_tokens
+    assert seen.tolist() == [*plain[:2], 77, *plain[3:5], 1 << 62, *plain[6:]]
+    assert not seen.flags.writeable
+    context.update(3)
+    assert context.hashed_tokens.tolist() == [*seen.tolist(), 3]
+    assert context_of().hashed_tokens.tolist() == plain

@@ -91,6 +91,27 @@ def test_a_text_request_may_get_nothing_in_a_step(pool):
     assert bench.pipeline.released == ["a", "b"]
 
 
+def test_a_step_may_bring_several_parts(pool):
+    """A list of outputs leaves as one message, each a part with its number; behind the last nothing counts."""
+
+    def act(batch: dict[Any, Any]) -> dict[Any, Any]:
+        [(request_id, context)] = batch.items()
+        parts = []
+        for token, status in ((5, ACTIVE), (6, ACTIVE), (7, DONE)):
+            context.update(token)
+            context.status = status
+            parts.append(context.to_generation_output())
+        return {request_id: [*parts, parts[0]]}
+
+    bench = Bench(act, pool, task=ty.PipelineTask.TEXT_GENERATION)
+    sent: list[list[tuple[int, bool]]] = []
+    bench.on_send = lambda answers: sent.append([(output.seq, output.done) for output, _, _ in answers])
+    bench.put(text_request("a"))
+    bench.run()
+    assert sent == [[(0, False), (1, False), (2, True)]]
+    assert bench.pipeline.released == ["a"]
+
+
 def test_a_cancelled_text_request_is_answered_though_it_got_nothing(pool):
     """A waiting one too: its place is free with the next step."""
     bench = Bench(lambda _: {}, pool, task=ty.PipelineTask.TEXT_GENERATION)

@@ -158,6 +158,32 @@ def test_a_text_pipeline_makes_its_contexts(desk):
     assert desk.rejected["worse", 1][0] == errors.PipelineError.code
 
 
+def test_what_is_slow_to_read_holds_up_nobody_else(desk):
+    """It is read beside the others, one after the other; what it raises is its answer, and cancelled it never comes."""
+    go = threading.Event()
+
+    def new_context(request: ty.TextGenerationRequest) -> Any:
+        if str(request.request_id) != "quick":
+            assert go.wait(DEADLINE_S)
+        if str(request.request_id) == "bad":
+            raise errors.InvalidRequest("no such grammar")
+        return text_context(request)
+
+    desk.pipeline.new_context = new_context
+    desk.pipeline.is_slow_to_read = lambda request: str(request.request_id) != "quick"
+    desk.intake.begin(desk.pipeline, TEXT)
+    for request_id in ("slow", "bad", "unwanted", "quick"):
+        desk.take(text_request(request_id))
+    assert list(desk.batch()) == [("quick", 1)]
+    desk.intake.cancel(("unwanted", 1))
+    assert desk.rejected["unwanted", 1][0] == errors.RequestCancelled.code
+    assert set(desk.intake.held()) == {("slow", 1), ("bad", 1), ("quick", 1)}
+    go.set()
+    until(lambda: ("bad", 1) in desk.rejected, "the wrong one is answered")
+    assert desk.rejected["bad", 1][1] == "no such grammar"
+    assert ("slow", 1) in desk.batch()
+
+
 def test_w_62_a_request_for_an_adapter_is_not_answered_without(desk):
     """One that this worker has not, or a pipeline without any, is a refusal that names it."""
 

@@ -7,8 +7,9 @@ small model that comes with the package (`..text.small`).
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,6 +34,7 @@ from ..text.generation import GenerationDefaults
 from ..text.grammar import GrammarCompiler
 from ..text.grammar_hold import hold
 from ..text.lora import MAX_ADAPTERS, MAX_ADAPTERS_BYTES, Adapters, attach
+from ..text.models.base import Model, ModelCache
 from ..text.models.cache import KVCache
 from ..text.models.decoder import Decoder
 from ..text.processors import Setting, deployment_processors
@@ -67,6 +69,11 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     cache_bytes: int | None = None
     #: Whether prompts that begin alike share what has been computed of them.
     prefix_cache: bool = True
+    #: LoRA adapters that are there from the start: their names and PEFT folders. More are loaded while it runs.
+    adapters: dict[str, str] = {}
+    #: Most adapters at a time, and most bytes of their weights in float32; one more is refused, none is evicted.
+    max_adapters: int = MAX_ADAPTERS
+    adapter_bytes: int = MAX_ADAPTERS_BYTES
     #: Who guesses tokens ahead, which changes no text: "ngram" (what followed in the request before), "draft_model" (a
     #: smaller model of the same vocabulary, in `draft_model_dir`), or nobody.
     speculation: Literal["ngram", "draft_model"] | None = None
@@ -78,11 +85,6 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     tool_parser: str | None = None
     #: Processors of every step's logits, behind those of the requests.
     logits_processors: list[NamedProcessor] = []
-    #: LoRA adapters that are there from the start: their names and PEFT folders. More are loaded while it runs.
-    adapters: dict[str, str] = {}
-    #: Most adapters at a time, and most bytes of their weights in float32; one more is refused, none is evicted.
-    max_adapters: int = MAX_ADAPTERS
-    adapter_bytes: int = MAX_ADAPTERS_BYTES
     #: Keys of the model's config files that are not known and may be passed by, since they change nothing.
     ignore_config_keys: list[str] = []
     #: "auto", "cpu" or "gpu".
@@ -107,31 +109,45 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 DEFAULT_CACHE_BYTES = 1 << 30
 
 
-class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
-    """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room."""
+class Prompt(NamedTuple):
+    """A request's prompt in tokens, and what its context is made of beside them."""
 
-    lora: Adapters
+    tokens: list[int]
+    context_type: type[ReadContext] = ReadContext
+    fields: Mapping[str, Any] = {}
+
+
+class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
+    """The pipeline. One `execute` is one step: some requests get a token, prompts move on, some wait for room.
+
+    Other models of the same contracts override what reads the model, and what reads a prompt.
+    """
+
+    #: See `Scheduler`; our decoders need it not.
+    whole_blocks = False
+
+    lora: Adapters | None
 
     def __init__(self, folder: Path, device: Device, options: DeploymentOptions) -> None:
         self._max_batch_size = options.max_batch_size
         ignored = tuple(options.ignore_config_keys)
         self.tokenizer = TextTokenizer(folder)
         self.defaults = GenerationDefaults.read(folder, ignored=ignored)
-        self.decoder = Decoder.load(folder, device, ignored_keys=ignored)
-        self.lora = _adapters(self.decoder, options)
+        self.decoder, cache = self._load(folder, device, options)
+        self.lora = self._adapters(options)
         config = self.decoder.config
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ConfigError(
                 f"{folder}: the tokenizer has {self.tokenizer.vocabulary} tokens, the model {config.vocabulary}: "
                 "they do not belong together",
             )
-        cache = KVCache(config, blocks=_blocks(options, self.decoder), block_size=options.block_size, device=device)
         blocks = BlockManager(blocks=cache.blocks, block_size=cache.block_size, caching=options.prefix_cache)
         self.scheduler = Scheduler(
             blocks,
             max_tokens=options.max_step_tokens,
             max_chunk=options.max_chunk_tokens,
             max_running=options.max_batch_size,
+            whole_blocks=self.whole_blocks,
         )
         self._vocabulary = Vocabulary.from_tokenizer(self.tokenizer.backend)
         self._reader = AnswerReader(
@@ -151,6 +167,18 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         #: Longest sequence, prompt and answer, in tokens.
         self.max_length = min(config.positions, self.defaults.max_length or config.positions, self.scheduler.capacity)
 
+    def _load(self, folder: Path, device: Device, options: DeploymentOptions) -> tuple[Model[Any], ModelCache]:
+        """The model of a folder, and room for the keys and values of its requests."""
+        decoder = Decoder.load(folder, device, ignored_keys=tuple(options.ignore_config_keys))
+        size = KVCache.block_bytes(decoder.config, options.block_size)
+        blocks = cache_blocks(options, size=size, positions=decoder.config.positions)
+        return decoder, KVCache(decoder.config, blocks=blocks, block_size=options.block_size, device=device)
+
+    def _adapters(self, options: DeploymentOptions) -> Adapters | None:
+        """Where this model's adapters are kept; None where it takes none."""
+        assert isinstance(self.decoder, Decoder), "what loads another model says which adapters it takes"
+        return _adapters(self.decoder, options)
+
     @property
     def max_batch_size(self) -> int:
         """Most requests that run at once."""
@@ -161,9 +189,9 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
 
         InvalidRequest for what this model cannot do, or a prompt that leaves no room for an answer.
         """
-        _refuse_unsupported(request)
+        prompt = self._prompt(request)
         params = self.defaults.under(request.sampling_params)
-        tokens = np.array(self._tokens(request), np.int64)
+        tokens = np.array(prompt.tokens, np.int64)
         room = self.max_length - len(tokens)
         if room < 1:
             raise InvalidRequest(
@@ -173,7 +201,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             raise InvalidRequest("`max_new_tokens` is 0: at least one token is generated")
         wanted = room if params.max_new_tokens is None else params.max_new_tokens
         thinking = self._reader.thinks_after(tokens.tolist())
-        context = ReadContext(
+        context = prompt.context_type(
             request_id=request.request_id,
             model_name=request.model_name,
             tokens=TokenBuffer(tokens),
@@ -185,8 +213,10 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             vocab_size=self.decoder.config.vocabulary,
             cache_salt=request.cache_salt,
             in_reasoning_phase=thinking,
+            **prompt.fields,
         )
-        attach(context, self.lora.get(request.model_name))
+        if self.lora is not None:
+            attach(context, self.lora.get(request.model_name))
         self._reader.read(context, request.tools)
         if is_held(request.response_format, request.tools):
             grammar = self._grammars().hold(request.response_format, request.tools, thinking=thinking)
@@ -225,12 +255,15 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             calls=calls if calls in CALL_FORMATS else None,
         )
 
+    def _prompt(self, request: TextGenerationRequest) -> Prompt:
+        if request.images or request.videos:
+            raise InvalidRequest("this model reads text only, no images or videos")
+        return Prompt(self._tokens(request))
+
     def _tokens(self, request: TextGenerationRequest) -> list[int]:
         prompt = request.prompt
         if request.messages:
-            text = self.tokenizer.render(request.messages, tools=request.tools, options=request.chat_template_options)
-            # A template writes the special tokens itself.
-            tokens = self.tokenizer.encode(text, add_special_tokens=False)
+            tokens = self._encode_chat(self._render(request))
         elif isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         else:
@@ -241,6 +274,13 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
         if max(tokens) >= size:
             raise InvalidRequest(f"the prompt holds the token id {max(tokens)}; ids are 0 to {size - 1}")
         return tokens
+
+    def _render(self, request: TextGenerationRequest) -> str:
+        return self.tokenizer.render(request.messages, tools=request.tools, options=request.chat_template_options)
+
+    def _encode_chat(self, text: str) -> list[int]:
+        # A template writes the special tokens itself.
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def execute(self, inputs: TextGenerationInputs[TextContext]) -> dict[RequestID, Any]:
         """One step; requests without a token in it are not in the answer."""
@@ -261,30 +301,6 @@ def create(**options: Any) -> Llama:
     return Llama(folder, select_device(chosen.device), chosen)
 
 
-def _speculation(options: DeploymentOptions, decoder: Decoder, tokenizer: TextTokenizer) -> Speculation | None:
-    """Who guesses ahead, as the deployment says."""
-    if options.speculation is None:
-        return None
-    if options.speculation == "ngram":
-        proposer: Proposer = NGramProposer()
-    else:
-        proposer = _draft_model(options, decoder, tokenizer)
-    return Speculation(proposer, most=options.draft_tokens)
-
-
-def _draft_model(options: DeploymentOptions, decoder: Decoder, tokenizer: TextTokenizer) -> DraftModelProposer:
-    folder = Path(options.draft_model_dir or "").expanduser()
-    drafter = Decoder.load(folder, decoder.device, ignored_keys=tuple(options.ignore_config_keys))
-    config, wanted = drafter.config, decoder.config.vocabulary
-    same = not (folder / "tokenizer.json").is_file() or TextTokenizer(folder).tokens == tokenizer.tokens
-    if config.vocabulary != wanted or not same:
-        raise ConfigError(f"{folder}: a draft model has the vocabulary of its model, which has {wanted} tokens")
-    cache = KVCache(config, blocks=_blocks(options, drafter), block_size=options.block_size, device=decoder.device)
-    model = DraftModel(drafter, cache, ahead=MAX_DRAFTS, max_chunk=options.max_chunk_tokens)
-    sampler = Sampler(decoder.device, vocabulary=wanted)
-    return DraftModelProposer(sampler, model.step, model.forget, model.ready)
-
-
 def _adapters(decoder: Decoder, options: DeploymentOptions) -> Adapters:
     """Those that the deployment names, loaded; ConfigError for one that cannot be."""
     adapters = Adapters(
@@ -302,18 +318,37 @@ def _adapters(decoder: Decoder, options: DeploymentOptions) -> Adapters:
     return adapters
 
 
-def _blocks(options: DeploymentOptions, decoder: Decoder) -> int:
-    """Blocks that the cache has."""
-    config = decoder.config
+def _speculation(options: DeploymentOptions, decoder: Model[Any], tokenizer: TextTokenizer) -> Speculation | None:
+    """Who guesses ahead, as the deployment says."""
+    if options.speculation is None:
+        return None
+    if options.speculation == "ngram":
+        proposer: Proposer = NGramProposer()
+    else:
+        proposer = _draft_model(options, decoder, tokenizer)
+    return Speculation(proposer, most=options.draft_tokens)
+
+
+def _draft_model(options: DeploymentOptions, decoder: Model[Any], tokenizer: TextTokenizer) -> DraftModelProposer:
+    folder = Path(options.draft_model_dir or "").expanduser()
+    drafter = Decoder.load(folder, decoder.device, ignored_keys=tuple(options.ignore_config_keys))
+    config, wanted = drafter.config, decoder.config.vocabulary
+    same = not (folder / "tokenizer.json").is_file() or TextTokenizer(folder).tokens == tokenizer.tokens
+    if config.vocabulary != wanted or not same:
+        raise ConfigError(f"{folder}: a draft model has the vocabulary of its model, which has {wanted} tokens")
     size = KVCache.block_bytes(config, options.block_size)
-    longest = -(-config.positions // options.block_size)
+    blocks = cache_blocks(options, size=size, positions=config.positions)
+    cache = KVCache(config, blocks=blocks, block_size=options.block_size, device=decoder.device)
+    model = DraftModel(drafter, cache, ahead=MAX_DRAFTS, max_chunk=options.max_chunk_tokens)
+    sampler = Sampler(decoder.device, vocabulary=wanted)
+    return DraftModelProposer(sampler, model.step, model.forget, model.ready)
+
+
+def cache_blocks(options: DeploymentOptions, *, size: int, positions: int) -> int:
+    """Blocks that the cache has, where one takes `size` bytes and the longest sequence has so many `positions`."""
+    longest = -(-positions // options.block_size)
     if options.cache_bytes is None:
         return max(min(options.max_batch_size * longest, DEFAULT_CACHE_BYTES // size), 1)
     if options.cache_bytes < size:
         raise ConfigError(f"`cache_bytes` is {options.cache_bytes}, and one block takes {size}")
     return min(options.cache_bytes // size, options.max_batch_size * longest)
-
-
-def _refuse_unsupported(request: TextGenerationRequest) -> None:
-    if request.images or request.videos:
-        raise InvalidRequest("this model reads text only, no images or videos")

@@ -13,6 +13,7 @@ from ...proto.context import GenerationStatus
 from ...proto.eos import EOSTracker
 from ...proto.reasoning_parsers import ReasoningStream
 from ...proto.text_context import TextContext
+from ...proto.tokens import LogProbabilities
 from ...proto.tool_parsing import ParsedToolCallDelta, ToolParser
 from .detokenizer import Detokenizer
 from .stops import StopFilter
@@ -95,6 +96,13 @@ class AnswerStream:
         content, calls = self._parse(self._stops.flush())
         late, more = _sorted(self._tools.flush() if self._tools is not None else [])
         return AnswerDelta(delta.content + content + late, delta.reasoning, [*delta.tool_calls, *calls, *more])
+
+    def spell(self, told: LogProbabilities) -> None:
+        """Write down what the tokens say that are reported on, where the one that was chosen is text."""
+        pieces = self._speaking.vocabulary.pieces
+        if told.sampled_token_ids and not self._speaking.hides(told.sampled_token_ids[-1]):
+            ids = {*told.sampled_token_ids, *(token for tops in told.top_log_probabilities for token in tops)}
+            told.pieces = {token: pieces[token] for token in ids if token < len(pieces)}
 
     def _delta(self, reasoning: str, text: str, *, may_stop: bool) -> AnswerDelta:
         content, calls = self._parse(self._stops.feed(text, may_stop=may_stop))

@@ -73,14 +73,15 @@ class BlockManager:
         """
         return len(self._known(tokens, _root(salt)))
 
-    def open(self, key: Hashable, tokens: Tokens, salt: str = "") -> int | None:
+    def open(self, key: Hashable, tokens: Tokens, salt: str = "", *, shared: int | None = None) -> int | None:
         """Give a request its blocks for all of `tokens`; how many tokens of them are there already.
 
-        None, and no change, when there are too few blocks. `salt` keeps requests apart that must not share.
+        None, and no change, when there are too few blocks. `salt` keeps requests apart that must not share;
+        `shared`: only so many of the tokens are looked for.
         """
         assert key not in self._tables, "a request is opened once"
         root = _root(salt)
-        hashes = self._known(tokens, root)
+        hashes = self._known(tokens[:shared], root)
         found = [self._by_hash[name] for name in hashes]
         wanted = self.needed(len(tokens)) - len(found)
         if wanted > self.free - sum(block in self._idle for block in found):

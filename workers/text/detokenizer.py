@@ -45,6 +45,10 @@ class Detokenizer:
             text = text.removeprefix(" ")
         return text
 
+    def hides(self, token: int) -> bool:
+        """Whether a token is left out."""
+        return not 0 <= token < len(self._texts) or token in self._hidden
+
     def _one(self, token: int) -> str:
         if not 0 <= token < len(self._texts) or token in self._hidden:
             return ""

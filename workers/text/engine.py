@@ -1,6 +1,6 @@
 """The step loop of text generation: plans a step, computes it, chooses tokens, and says what each request got.
 
-Joins `scheduler.py`, the decoder of `models`, the sampler of `sampling`, `speculation.py` and `turn.py`; the pipeline
+Joins `scheduler.py`, a model of `models`, the sampler of `sampling`, `speculation.py` and `turn.py`; the pipeline
 (`..pipelines.llama`) makes contexts and hands them in. Knows no tokenizer's files, sockets or clocks.
 """
 
@@ -22,9 +22,8 @@ from ...proto.text_output import TextGenerationOutput
 from ...proto.tokens import LogProbabilities
 from .answer import AnswerDelta, AnswerStream
 from .lora import Adapter, adapter_of, cache_root
-from .models.cache import KVCache
-from .models.decoder import Decoder
-from .models.step import Span, lay_out
+from .models.base import Model, ModelCache
+from .models.step import Decoding, Span, Step
 from .processors import Setting, request_processors
 from .reading import ReadContext
 from .sampling import Sampler, SamplingState, prompt_log_probabilities
@@ -46,13 +45,15 @@ class _Request:
     """What the loop knows of one request."""
 
     context: TextContext
-    sequence: Scheduled
     state: SamplingState
     #: Makes its text; None where nobody wants any and nothing ends by it.
     answer: AnswerStream | None
     #: Its block numbers, as far as `known`.
     table: npt.NDArray[np.int64]
+    sequence: Scheduled = field(init=False)
     known: int = 0
+    #: Its last token, once it has got one here.
+    newest: int = -1
     adapter: Adapter | None = None
     #: What the model thought of the prompt, where that is to be told: parts, and how many tokens they cover.
     echo: list[LogProbabilities] = field(default_factory=list)
@@ -67,8 +68,8 @@ class TextEngine:
 
     def __init__(
         self,
-        decoder: Decoder,
-        cache: KVCache,
+        decoder: Model[Any],
+        cache: ModelCache,
         scheduler: Scheduler,
         vocabulary: Vocabulary | None,
         *,
@@ -84,7 +85,10 @@ class TextEngine:
         self._speculation = speculation
         #: What became of all drafts so far.
         self.acceptance = Acceptance()
+        #: By id. To the scheduler a request is its own key, which costs less to look up than an id.
         self._requests: dict[RequestID, _Request] = {}
+        #: The requests of the last step, where it only decoded, and their layout.
+        self._decoding: tuple[list[_Request], Decoding] | None = None
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -101,9 +105,11 @@ class TextEngine:
                 self._begin(context, outputs)
         plan = self._scheduler.plan(self._standing_still(contexts))
         for sequence in plan.preempted:
-            self._request(sequence).context.reset()
+            _request(sequence).context.reset()
         for sequence in plan.admitted:
-            self._admit(self._request(sequence))
+            self._admit(_request(sequence))
+        if plan.preempted or plan.admitted:
+            self._decoding = None
         if plan.works:
             self._compute(plan, outputs)
         return outputs
@@ -112,7 +118,7 @@ class TextEngine:
         """A request has ended: its blocks are free. Unknown ones are passed by."""
         request = self._requests.pop(request_id, None)
         if request is not None:
-            self._scheduler.remove(request_id)
+            self._scheduler.remove(request)
             if self._speculation is not None:
                 self._speculation.release(request.context)
 
@@ -124,13 +130,19 @@ class TextEngine:
             salt = f"echo {context.request_id}" if context.log_probabilities_echo else cache_root(context)
             processors = request_processors(context, self._setting)
             state = SamplingState(context, vocab_size=self._setting.vocabulary, processors=processors)
-            sequence = self._scheduler.add(context.request_id, context.tokens.all, most=context.max_length, salt=salt)
+            table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
+            request = _Request(context, state, self._answer(context), table, adapter=adapter_of(context))
+            request.sequence = self._scheduler.add(
+                request,
+                context.hashed_tokens,
+                most=context.max_length,
+                salt=salt,
+                prompt=context.first_generated,
+            )
         except TensoryardError as error:
             outputs[context.request_id] = error
             return
-        table = np.zeros(self._scheduler.blocks.needed(context.max_length), np.int64)
-        answer, adapter = self._answer(context), adapter_of(context)
-        self._requests[context.request_id] = _Request(context, sequence, state, answer, table, adapter=adapter)
+        self._requests[context.request_id] = request
 
     def _answer(self, context: TextContext) -> AnswerStream | None:
         if isinstance(context, ReadContext):
@@ -140,14 +152,11 @@ class TextEngine:
             return None
         return AnswerStream(self._vocabulary, tracker=context.eos_tracker)
 
-    def _standing_still(self, contexts: Sequence[TextContext]) -> Collection[RequestID]:
+    def _standing_still(self, contexts: Sequence[TextContext]) -> Collection[_Request]:
         if len(contexts) == len(self._requests):
             return ()
-        return self._requests.keys() - {context.request_id for context in contexts}
-
-    def _request(self, sequence: Scheduled) -> _Request:
-        key: Any = sequence.key
-        return self._requests[key]
+        active = {context.request_id for context in contexts}
+        return {request for key, request in self._requests.items() if key not in active}
 
     def _admit(self, request: _Request) -> None:
         context = request.context
@@ -159,21 +168,31 @@ class TextEngine:
     # A step
 
     def _compute(self, plan: Plan, outputs: Outputs) -> None:
-        requests = [self._request(work.sequence) for work in plan.works]
+        requests: list[_Request] = [work.sequence.key for work in plan.works]  # type: ignore[misc]
         drafts = self._draft(plan, requests) if self._speculation is not None else {}
-        spans = [
-            self._span(request, work, drafts.get(place, ()))
-            for place, (request, work) in enumerate(zip(requests, plan.works, strict=True))
-        ]
-        logits = self._decoder.forward(lay_out(spans, self._cache.block_size), self._cache)
-        self._scheduler.computed(plan)
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
+        spans: list[Span] = []
+        only_decodes = self._decoder.takes_steps and plan.tokens == len(plan.works) == len(ready)
+        # A kept layout knows no adapters.
+        only_decodes = only_decodes and all(request.adapter is None for request in requests)
+        step = self._decode(requests) if only_decodes else None
+        if step is None:
+            self._decoding = None
+            spans = [
+                self._span(request, work, drafts.get(place, ()))
+                for place, (request, work) in enumerate(zip(requests, plan.works, strict=True))
+            ]
+            logits = self._decoder.compute(spans, self._cache)
+        else:
+            logits = self._decoder.forward(step, self._cache)
+        self._scheduler.computed(plan)
         if len(logits) != len(ready) + sum(map(len, drafts.values())):
             logits = self._take_echoes(requests, plan.works, spans, drafts, logits)
-        for request, work in zip(requests, plan.works, strict=True):
-            if not work.last:
-                request.context.tokens.chunk(work.size)
-                request.context.tokens.advance_chunk()
+        if len(ready) < len(requests):
+            for request, work in zip(requests, plan.works, strict=True):
+                if not work.last:
+                    request.context.tokens.chunk(work.size)
+                    request.context.tokens.advance_chunk()
         if ready:
             ahead = [drafts.get(place, []) for place, work in enumerate(plan.works) if work.last] if drafts else None
             self._choose(ready, ahead, logits, outputs)
@@ -189,24 +208,47 @@ class TextEngine:
                 del guessed[self._scheduler.reserve(plan, plan.works[place], len(guessed)) :]
         return {place: guessed for place, guessed in zip(places, drafts, strict=True) if guessed}
 
-    def _span(self, request: _Request, work: Work, drafts: Sequence[int]) -> Span:
-        sequence, start, size, last = work
-        blocks = self._scheduler.blocks.table(sequence.key)
+    def _decode(self, requests: list[_Request]) -> Step | None:
+        """The layout of a step in which each of these has its newest token computed and no more, the usual one.
+
+        Kept as long as the same requests come; None where it does not pay.
+        """
+        if self._decoding is None or self._decoding[0] != requests:
+            tables = [self._table(request) for request in requests]
+            starts = [request.sequence.computed for request in requests]
+            for request in requests:
+                request.newest = int(request.context.tokens.all[-1])
+            self._decoding = requests, Decoding(tables, starts, self._cache.block_size)
+        decoding = self._decoding[1]
+        for row, number in decoding.entering():
+            decoding.enter(row, number, self._scheduler.blocks.table(requests[row])[number])
+        return decoding.step(np.array([request.newest for request in requests], np.int64))
+
+    def _table(self, request: _Request) -> npt.NDArray[np.int64]:
+        blocks = self._scheduler.blocks.table(request)
         if request.known != len(blocks):
             request.table[: len(blocks)] = blocks
             request.known = len(blocks)
+        return request.table
+
+    def _span(self, request: _Request, work: Work, drafts: Sequence[int]) -> Span:
+        _, start, size, last = work
         wanted = 1 if last else 0
         context = request.context
         if context.log_probabilities_echo and request.echoed < min(start + size + 1, context.first_generated):
             wanted = size
-        tokens = sequence.tokens[start : start + size]
+        tokens = context.tokens.all[start : start + size]
         if drafts:
             tokens = np.concatenate([tokens, np.array(drafts, np.int64)])
-        return Span(tokens, start, request.table, wanted + len(drafts), request.adapter)
+        return Span(tokens, start, self._table(request), wanted + len(drafts), request.adapter, context)
 
     def _choose(self, ready: list[_Request], drafts: list[list[int]] | None, logits: Any, outputs: Outputs) -> None:
         states = [request.state for request in ready]
         sampled = self._sampler.sample(logits, states, drafts)
+        if drafts is None and sampled.log_probabilities is None and not sampled.problems:
+            for request, token in zip(ready, sampled.tokens, strict=True):
+                outputs[request.context.request_id] = self._commit(request, (token,), None, 0)
+            return
         gained = [[token] for token in sampled.tokens]
         if drafts is not None and self._speculation is not None:
             gained = self._speculation.settle(states, sampled.tokens, self.acceptance)
@@ -232,10 +274,11 @@ class TextEngine:
             told = [join_log_probabilities([*request.echo, *own]), *(told or ())[1:]]
             request.echo = []
         deltas = commit(request.state, tokens, told, answer=request.answer)
+        request.newest = tokens[-1]
         if context.is_done:
-            self._scheduler.remove(context.request_id)
+            self._scheduler.remove(request)
         else:
-            self._scheduler.append(request.sequence, context.tokens.all)
+            self._scheduler.append(request.sequence, context.hashed_tokens)
         output = context.to_generation_output()
         if not guessed:
             return _with_answer(output, deltas[0]) if deltas and context.sampling_params.detokenize else output
@@ -247,12 +290,11 @@ class TextEngine:
         return parts
 
     def _fail(self, request: _Request, problem: TensoryardError) -> TensoryardError:
-        key = request.context.request_id
         if isinstance(problem, PipelineError):
             # Numbers that are none must not lie where another request's padding will read.
-            own = self._scheduler.blocks.forget(key)
+            own = self._scheduler.blocks.forget(request)
             self._cache.scrub(self._decoder.device.xp.asarray(np.array(own, np.int64)))
-        self._scheduler.remove(key)
+        self._scheduler.remove(request)
         return problem
 
     # What the model thought of prompts
@@ -282,6 +324,11 @@ class TextEngine:
             told = prompt_log_probabilities(self._decoder.device, part, tokens, context.log_probabilities)
             request.echo.append(told)
             request.echoed = end
+
+
+def _request(sequence: Scheduled) -> _Request:
+    request: Any = sequence.key
+    return request  # type: ignore[no-any-return]
 
 
 def _is_answering(request: _Request, work: Work) -> bool:

@@ -30,9 +30,11 @@ class Sequence:
     """One request here."""
 
     key: Hashable
-    #: All its tokens; the engine hands in a longer array as they come.
+    #: All its tokens, as blocks are told apart by them; the engine hands in a longer array as they come.
     tokens: Tokens
     salt: str = ""
+    #: So many of them, at the beginning, may be found in the cache and left there for others.
+    shared: int | None = None
     #: Its tokens before this are computed, and in its blocks.
     computed: int = 0
     running: bool = False
@@ -63,10 +65,21 @@ class Plan:
 
 
 class Scheduler:
-    """At most `max_tokens` in a step, of a prompt at most `max_chunk`, and at most `max_running` requests at once."""
+    """At most `max_tokens` in a step, of a prompt at most `max_chunk`, and at most `max_running` requests at once.
 
-    def __init__(self, blocks: BlockManager, *, max_tokens: int, max_chunk: int, max_running: int) -> None:
+    `whole_blocks`: chunks end where blocks do, and prompts alone are shared. For models whose bits depend on the pieces
+    in which they compute: the load then does not move a border, nor is what came token by token taken for a prompt.
+    """
+
+    def __init__(
+        self, blocks: BlockManager, *, max_tokens: int, max_chunk: int, max_running: int, whole_blocks: bool = False
+    ) -> None:
         assert 0 < max_running <= max_tokens, "each request that runs can have its token in every step"
+        if whole_blocks:
+            least = blocks.block_size
+            assert max_chunk >= least, "a chunk has room for a block"
+            assert max_tokens >= max_running + least, "and so has a step in which all others have their token"
+        self._whole_blocks = whole_blocks
         self.blocks = blocks
         self._max_tokens = max_tokens
         self._max_chunk = max_chunk
@@ -86,8 +99,10 @@ class Scheduler:
         """Tokens of the longest request that can ever run."""
         return self.blocks.blocks * self.blocks.block_size
 
-    def add(self, key: Hashable, tokens: Tokens, *, most: int, salt: str = "") -> Sequence:
+    def add(self, key: Hashable, tokens: Tokens, *, most: int, salt: str = "", prompt: int | None = None) -> Sequence:
         """A request comes, with its prompt; it will never have more than `most` tokens.
+
+        `prompt`: how many of them were never generated, where that is not all.
 
         Raises InvalidRequest when even alone it could not be computed.
         """
@@ -96,7 +111,8 @@ class Scheduler:
                 f"up to {most} tokens do not fit into the cache, which holds {self.capacity} (`cache_blocks` of "
                 f"{self.blocks.block_size}); ask for a lower `max_new_tokens`",
             )
-        sequence = self._sequences[key] = Sequence(key, tokens, salt)
+        shared = (len(tokens) if prompt is None else prompt) if self._whole_blocks else None
+        sequence = self._sequences[key] = Sequence(key, tokens, salt, shared)
         return sequence
 
     def remove(self, key: Hashable) -> None:
@@ -121,7 +137,7 @@ class Scheduler:
         for sequence, start, size, _ in plan.works:
             sequence.computed = start + size
             if sequence.computed // self.blocks.block_size > start // self.blocks.block_size:
-                self.blocks.computed(sequence.key, sequence.tokens[: sequence.computed])
+                self.blocks.computed(sequence.key, _shared(sequence)[: sequence.computed])
 
     def reserve(self, plan: Plan, work: Work, drafts: int) -> int:
         """Room in a plan for drafts behind a request's newest token: for how many there is.
@@ -147,9 +163,11 @@ class Scheduler:
         in the blocks is written over.
         """
         sequence.tokens = tokens
-        start, sequence.computed = sequence.computed, len(tokens) - 1
-        if sequence.computed // self.blocks.block_size > start // self.blocks.block_size:
-            self.blocks.computed(sequence.key, tokens[: sequence.computed])
+        start, end = sequence.computed, len(tokens) - 1
+        if end > start:
+            sequence.computed = end
+            if end // self.blocks.block_size > start // self.blocks.block_size:
+                self.blocks.computed(sequence.key, _shared(sequence)[:end])
 
     def _by_urgency(self, still: Collection[Hashable]) -> list[Sequence]:
         """Those that run and may go on: first who awaits one token, then who is read in."""
@@ -166,6 +184,8 @@ class Scheduler:
             plan.tokens += 1
             return
         count = min(left, self._max_chunk, self._max_tokens - plan.tokens)
+        if self._whole_blocks and count < left:
+            count -= (sequence.computed + count) % self.blocks.block_size
         if count > 0 and self._make_room(sequence, sequence.computed + count, plan, still):
             plan.works.append(Work(sequence, sequence.computed, count, count == left))
             plan.tokens += count
@@ -216,10 +236,10 @@ class Scheduler:
         needed = self.blocks.needed(len(sequence.tokens))
         if (
             self._running
-            and needed - self.blocks.find(sequence.tokens, sequence.salt) + self._running > self.blocks.free
+            and needed - self.blocks.find(_shared(sequence), sequence.salt) + self._running > self.blocks.free
         ):
             return False
-        cached = self.blocks.open(sequence.key, sequence.tokens, sequence.salt)
+        cached = self.blocks.open(sequence.key, sequence.tokens, sequence.salt, shared=sequence.shared)
         if cached is None:
             return False
         sequence.running = True
@@ -240,3 +260,8 @@ class Scheduler:
             assert item.computed <= len(item.tokens)
             if item.running:
                 assert len(self.blocks.table(item.key)) * self.blocks.block_size == item.room
+
+
+def _shared(sequence: Sequence) -> Tokens:
+    """The tokens that may be found, or left to be found."""
+    return sequence.tokens[: sequence.shared]

@@ -1,7 +1,8 @@
 """A model's tokenizer and chat template: text to token ids and back, and messages to the text of a prompt.
 
 Reads `tokenizer.json` with the `tokenizers` library, and the template (Jinja, in its sandbox) from
-`chat_template.jinja` or `tokenizer_config.json`; the pipeline builds contexts with it. It knows no sampling.
+`chat_template.jinja`, `chat_template.json` or `tokenizer_config.json`; the pipeline builds contexts with it. It knows
+no sampling.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ...errors import ConfigError, InvalidRequest
-from ...proto.text_messages import TextGenerationRequestMessage
+from ...proto.text_messages import TextContentPart, TextGenerationRequestMessage
 from .models.config import read_json
 
 
@@ -74,8 +77,11 @@ class TextTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         options: Mapping[str, Any] | None = None,
+        in_parts: bool = False,
     ) -> str:
         """The prompt that the chat template makes of messages; `options` are further variables of the template.
+
+        `in_parts`: contents are lists of parts, images among them, as templates of models that see expect it.
 
         InvalidRequest when the template refuses them, or there is none.
         """
@@ -83,7 +89,7 @@ class TextTokenizer:
         if template is None:
             raise InvalidRequest("this model has no chat template, so it takes a `prompt` and no `messages`")
         variables = {
-            "messages": [_plain(message) for message in messages],
+            "messages": [_in_parts(message) if in_parts else _plain(message) for message in messages],
             "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": True,
@@ -119,10 +125,17 @@ class TextTokenizer:
         path = self._folder / "chat_template.jinja"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-        found = self._config.get("chat_template")
+        # Where processors kept theirs until they shared that file.
+        path = self._folder / "chat_template.json"
+        found = (read_json(path) if path.is_file() else self._config).get("chat_template")
         if isinstance(found, list):  # several by name; the one that is meant is called `default`
             found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
         return found
+
+    @property
+    def bos_token(self) -> str:
+        """The text of the token that begins prompts; empty where none is named."""
+        return self._special_tokens["bos_token"]
 
     @cached_property
     def _special_tokens(self) -> dict[str, str]:
@@ -141,6 +154,17 @@ def _plain(message: TextGenerationRequestMessage) -> dict[str, Any]:
         return message.flatten_content()
     except ValueError as error:
         raise InvalidRequest(f"this model reads text only: {error}") from error
+
+
+def _in_parts(message: TextGenerationRequestMessage) -> dict[str, Any]:
+    """A message as templates of models with eyes expect it: `{"type": "image"}` where an image belongs."""
+    content = [TextContentPart(text=message.content)] if isinstance(message.content, str) else message.content
+    shown = [
+        {"type": "text", "text": part.text} if isinstance(part, TextContentPart) else {"type": part.type}
+        for part in content
+    ]
+    plain = msgspec.structs.replace(message, content="").flatten_content()
+    return plain | {"content": shown}
 
 
 def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:

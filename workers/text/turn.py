@@ -26,14 +26,22 @@ def commit(
     chosen by the other one.
     """
     context = state.context
+    if log_probabilities is None and len(tokens) == 1:  # as it mostly is
+        context.update(tokens[0])
+        state.accept(tokens)
+        return [] if answer is None else [follow(context, answer, tokens[0])]
     watches_phase = context.sampling_params.thinking_temperature is not None
     phase = context.in_reasoning_phase
     deltas: list[AnswerDelta] = []
     for place, token in enumerate(tokens):
-        context.update(token, log_probabilities[place] if log_probabilities is not None else None)
+        told = log_probabilities[place] if log_probabilities is not None else None
+        thinking = context.in_reasoning_phase
+        context.update(token, told)
         state.accept((token,))
         if answer is not None:
             deltas.append(follow(context, answer, token))
+            if told is not None and not (thinking or context.in_reasoning_phase):
+                answer.spell(told)
         if context.is_done or (watches_phase and context.in_reasoning_phase != phase):
             break
     return deltas

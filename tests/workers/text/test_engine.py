@@ -7,10 +7,13 @@ from tensoryard.errors import InvalidRequest, PipelineError
 from tensoryard.proto import EOSTracker, GenerationStatus, SamplingParams, TextContext, TokenBuffer
 from tensoryard.workers.device import select_device
 from tensoryard.workers.text.blocks import BlockManager
+from tensoryard.workers.text.draft_model import DraftModel
 from tensoryard.workers.text.engine import TextEngine
 from tensoryard.workers.text.models.cache import KVCache
 from tensoryard.workers.text.models.decoder import Decoder
+from tensoryard.workers.text.sampling import Sampler
 from tensoryard.workers.text.scheduler import Scheduler
+from tensoryard.workers.text.speculation import MAX_DRAFTS, DraftModelProposer, NGramProposer, Speculation
 
 from .tiny import CONFIG, write_model
 
@@ -22,11 +25,11 @@ def decoder(tmp_path_factory):
     return Decoder.load(write_model(tmp_path_factory.mktemp("model")), select_device("cpu"))
 
 
-def make(decoder, *, blocks=400, max_tokens=64, max_chunk=32, max_running=64, caching=True):
+def make(decoder, *, blocks=400, max_tokens=64, max_chunk=32, max_running=64, caching=True, speculation=None):
     cache = KVCache(decoder.config, blocks=blocks, block_size=BLOCK, device=decoder.device)
     manager = BlockManager(blocks=blocks, block_size=BLOCK, caching=caching)
     scheduler = Scheduler(manager, max_tokens=max_tokens, max_chunk=max_chunk, max_running=max_running)
-    return TextEngine(decoder, cache, scheduler, None), scheduler
+    return TextEngine(decoder, cache, scheduler, None, speculation=speculation), scheduler
 
 
 def ask(prompt, new, *, logprobs=0, echo=False, salt=None, **params):
@@ -50,7 +53,7 @@ def run(engine, contexts, got=None):
     while live:
         for key, output in engine.step(live).items():
             assert not isinstance(output, Exception), output
-            got.setdefault(key, []).append(output)
+            got.setdefault(key, []).extend(output if isinstance(output, list) else [output])
         for context in [context for context in live if context.is_done]:
             engine.release(context.request_id)
             live.remove(context)
@@ -64,11 +67,24 @@ def alone(decoder, prompt, new, **how):
     return tokens[context.request_id]
 
 
-def test_many_streams_each_as_if_alone(decoder):
+def guesses(decoder, kind, *, blocks=400):
+    """Who guesses: nobody, n-grams, the model itself, or itself with room for a few requests and short chunks."""
+    if kind is None:
+        return None
+    if kind == "ngram":
+        return Speculation(NGramProposer(), most=6)
+    cache = KVCache(decoder.config, blocks=60 if kind == "scarce" else blocks, block_size=BLOCK, device=decoder.device)
+    model = DraftModel(decoder, cache, ahead=MAX_DRAFTS, max_chunk=16 if kind == "scarce" else 256)
+    sampler = Sampler(decoder.device, vocabulary=decoder.config.vocabulary)
+    return Speculation(DraftModelProposer(sampler, model.step, model.forget, model.ready), most=5)
+
+
+@pytest.mark.parametrize("kind", [None, "ngram", "itself", "scarce"])
+def test_many_streams_each_as_if_alone(decoder, kind):
     """64 streams with random arrivals and lengths, aborts and preemption: each has, token for token, its solo run."""
     random = np.random.default_rng(11)
     shared = random.integers(2, 97, 40).tolist()
-    engine, scheduler = make(decoder, blocks=24, max_running=12)
+    engine, scheduler = make(decoder, blocks=24, max_running=12, speculation=guesses(decoder, kind))
     wanted = []
     for number in range(64):
         prompt = shared[: random.integers(0, 41)] + random.integers(2, 97, random.integers(1, 60)).tolist()
@@ -84,9 +100,10 @@ def test_many_streams_each_as_if_alone(decoder):
             live.append(arrivals.pop(0))
         active = [number for number in live if random.random() < 0.9]  # who is left out stands still
         for key, output in engine.step([contexts[number] for number in active]).items():
-            got.setdefault(key, []).extend(output.tokens)
+            for part in output if isinstance(output, list) else [output]:
+                got.setdefault(key, []).extend(part.tokens)
         scheduler.check_invariants()
-        if live and random.random() < 0.01:
+        if live and random.random() < 0.04:
             aborted.add(live[0])
             engine.release(contexts[live.pop(0)].request_id)
         for number in [number for number in live if contexts[number].is_done]:
@@ -97,6 +114,7 @@ def test_many_streams_each_as_if_alone(decoder):
     assert aborted
     assert scheduler.blocks.free == 24
     assert len(engine) == 0
+    assert bool(engine.acceptance.accepted) == (kind is not None)
     for number, (prompt, new, how) in enumerate(wanted):
         tokens, solo = got.get(contexts[number].request_id, []), alone(decoder, prompt, new, **how)
         assert tokens == (solo[: len(tokens)] if number in aborted else solo)
@@ -194,3 +212,20 @@ def test_numbers_that_are_none_stay_with_their_request(tmp_path):
     tokens, _ = run(engine, [again])
     assert tokens[again.request_id]
     assert scheduler.blocks.free == 4
+
+
+def test_a_draft_model_reads_long_prompts_in_chunks(decoder):
+    """It guesses when it has read all; what was refused is computed again; what it knew goes with its request."""
+    caches = [KVCache(decoder.config, blocks=50, block_size=BLOCK, device=decoder.device) for _ in range(2)]
+    model, alone = (DraftModel(decoder, cache, ahead=4, max_chunk=n) for cache, n in zip(caches, (16, 99), strict=True))
+    long, short = ask(range(2, 72), 10), ask(range(2, 12), 10)
+    assert [model.ready([long, short]) for _ in range(4)] == [[False, True]] * 4
+    assert model.ready([long, short]) == [True, True]
+    assert alone.ready([long]) == [True]
+    for drafts in ([], [5], [5, 6], [7], [7, 8, 9]):
+        assert np.allclose(model.step([long, short], [drafts, drafts])[0], alone.step([long], [drafts])[0], atol=1e-5)
+    model.forget(long)
+    model.forget(short)
+    model.forget(short)
+    assert model.ready([ask([2] * 390, 10), ask([2] * 390, 10)]) == [False, False]
+    assert model.ready([ask([2] * 638, 2)]) == [False]

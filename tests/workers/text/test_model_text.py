@@ -50,7 +50,7 @@ def test_a_missing_or_broken_tokenizer_is_named(tmp_path):
         TextTokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["chat_template.jinja", "tokenizer_config.json", "list"])
+@pytest.mark.parametrize("place", ["chat_template.jinja", "chat_template.json", "tokenizer_config.json", "list"])
 def test_messages_go_through_the_template(folder, place):
     """In a file of its own, or in the tokenizer's config, which may hold several by name."""
     pytest.importorskip("jinja2", reason="templates need jinja2")
@@ -62,6 +62,8 @@ def test_messages_go_through_the_template(folder, place):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     if place == "chat_template.jinja":
         (folder / place).write_text(TEMPLATE)
+    if place == "chat_template.json":
+        (folder / place).write_text(json.dumps({"chat_template": TEMPLATE}))
     tokenizer = TextTokenizer(folder)
     messages = [message("Be brief", "system"), message([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])]
     assert tokenizer.render(messages) == "<s>[system]Be brief[user]a\nb[assistant]"
@@ -87,6 +89,22 @@ def test_what_a_template_refuses_is_the_requests_error(folder):
     path.write_text(TEMPLATE)
     with pytest.raises(InvalidRequest, match="text only"):
         TextTokenizer(folder).render([message([{"type": "image"}])])
+
+
+def test_messages_in_parts(folder):
+    """Where a template wants parts, a text is one too, and an image is a place; what else a message has stays."""
+    pytest.importorskip("jinja2", reason="templates need jinja2")
+    (folder / "chat_template.jinja").write_text("{{ messages | tojson }}")
+    tokenizer = TextTokenizer(folder)
+    messages = [message("a"), message([{"type": "image", "detail": "low"}, {"type": "text", "text": "b"}])]
+    messages.append(message(None, "assistant", tool_calls=[{"id": "1"}]))
+    found = json.loads(tokenizer.render(messages, in_parts=True))
+    assert [entry["content"] for entry in found] == [
+        [{"type": "text", "text": "a"}],
+        [{"type": "image"}, {"type": "text", "text": "b"}],
+        [{"type": "text", "text": ""}],
+    ]
+    assert found[2]["tool_calls"] == [{"id": "1"}]
 
 
 def test_without_a_template_messages_are_refused(folder):

@@ -73,6 +73,30 @@ def test_the_last_gives_its_blocks_back():
     assert plan.admitted[0].cached == 0
 
 
+def test_drafts_take_what_room_is_left():
+    """Of the step's budget and of the cache, and nobody's blocks; those confirmed count as computed."""
+    scheduler = make(blocks=7, max_running=2)
+    for key in "ab":
+        scheduler.add(key, ids(5, ord(key)), most=16)
+    step(scheduler)
+    plan = scheduler.plan()
+    assert [scheduler.reserve(plan, work, 4) for work in plan.works] == [4, 2]
+    assert plan.tokens == 8
+    scheduler.check_invariants()
+    scheduler.computed(plan)
+    first, second = (work.sequence for work in plan.works)
+    scheduler.append(first, ids(10, ord("a")))
+    scheduler.append(second, ids(7, ord("b")))
+    assert (first.computed, second.computed) == (9, 6)
+    assert scheduler.blocks.find(ids(10, ord("a"))) == 2
+    scheduler.check_invariants()
+    tight = make(max_tokens=6, max_running=6)
+    tight.add("a", ids(3), most=16)
+    step(tight)
+    plan = tight.plan()
+    assert [tight.reserve(plan, work, 16) for work in plan.works] == [5]
+
+
 def test_who_stands_still_goes_first():
     """A request whose reader does not keep up is put out before one that came later and is read."""
     scheduler = make(blocks=6)
@@ -199,3 +223,31 @@ class Scheduling(RuleBasedStateMachine):
 
 TestScheduling = Scheduling.TestCase
 TestScheduling.settings = settings(max_examples=150, stateful_step_count=30)
+
+
+def test_in_whole_blocks_chunks_end_where_blocks_do():
+    """Whatever budget the others leave; what does not reach a block's end waits for the next step."""
+    scheduler = make(max_tokens=10, whole_blocks=True)
+    scheduler.add("a", ids(3), most=20)
+    scheduler.add("b", ids(18, 100), most=30)
+    assert told(step(scheduler)) == [("a", 0, 3, True), ("b", 0, 4, False)]
+    assert told(step(scheduler)) == [("a", 3, 1, True), ("b", 4, 8, False)]
+    scheduler.add("c", ids(6, 50), most=30)
+    assert told(step(scheduler)) == [("a", 4, 1, True), ("b", 12, 6, True)]
+    assert told(step(scheduler)) == [("a", 5, 1, True), ("b", 18, 1, True), ("c", 0, 6, True)]
+    scheduler.check_invariants()
+
+
+def test_in_whole_blocks_prompts_alone_are_shared():
+    """What was generated is neither found by others nor, after preemption, by who generated it."""
+    scheduler = make(whole_blocks=True)
+    scheduler.add("a", ids(8), most=20, prompt=8)
+    for _ in range(10):
+        step(scheduler)
+    scheduler.remove("a")
+    scheduler.add("b", ids(18), most=20)
+    assert step(scheduler).works[0].start == 8
+    scheduler.remove("b")
+    moved = scheduler.add("c", ids(18), most=20, prompt=5)
+    step(scheduler)
+    assert moved.cached == 4

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .attention import Attention
 from .cache import KVCache
 from .checkpoint import Checkpoint
 from .config import DecoderConfig
-from .step import Step, bias
+from .step import Span, Step, bias, lay_out
 
 #: Rows that may be multiplied at once: the most first, since each reads the weights anew.
 TILES = (8, 4, 2)
@@ -61,6 +61,8 @@ class Layer:
 
 class Decoder:
     """A decoder on one device; keeps nothing between steps but its weights."""
+
+    takes_steps = True
 
     def __init__(self, config: DecoderConfig, checkpoint: Checkpoint, device: Device) -> None:
         self.config = config
@@ -98,6 +100,10 @@ class Decoder:
     def load(cls, folder: Path, device: Device, *, ignored_keys: tuple[str, ...] = ()) -> Decoder:
         """The decoder of a Hugging Face folder; ConfigError where it has something that is not supported."""
         return cls(DecoderConfig.read(folder, ignored=ignored_keys), Checkpoint(folder), device)
+
+    def compute(self, spans: Sequence[Span], cache: KVCache) -> Any:
+        """`forward` of spans, as `base.py` has it."""
+        return self.forward(lay_out(spans, cache.block_size), cache)
 
     def forward(self, step: Step, cache: KVCache) -> Any:
         """Logits of the rows that the step wants, float32 `(rows, vocabulary)` on the device.

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ....proto.text_context import TextContext
+
 Ints = npt.NDArray[np.int64]
 
 #: Blocks of padding that a group of spans may have, all together: about what the calls of one more group cost.
@@ -23,7 +25,8 @@ class Span(NamedTuple):
     """Adjacent tokens of one request: `tokens` (int64 `(n,)`) lie at positions `start`, `start + 1` and so on.
 
     `table`: the numbers of the request's blocks, int64, at least as far as its last token here. `logits`: of so many of
-    the last tokens logits are wanted; none of a prompt's chunk that is not its last.
+    the last tokens logits are wanted; none of a prompt's chunk that is not its last. `context`: whose they are, for
+    models that look at more than tokens.
     """
 
     tokens: Ints
@@ -32,6 +35,7 @@ class Span(NamedTuple):
     logits: int = 1
     #: The adapter that its tokens are computed with; None for the model as it is.
     adapter: Any = None
+    context: TextContext | None = None
 
 
 class Group(NamedTuple):
@@ -104,6 +108,45 @@ def _decoding(spans: Sequence[Span], block_size: int) -> Step | None:
     wanted = rows[[span.logits > 0 for span in spans]]
     ids = np.concatenate([span.tokens for span in spans])
     return Step(ids, starts, slots, [group], wanted, adapter_rows(spans, rows))
+
+
+class Decoding:
+    """A batch that only decodes, kept from step to step: the same requests, each one token further every time.
+
+    `tables`: each request's block numbers; `starts`: the position of its newest token. Laying the batch out costs a few
+    calls, however many requests there are.
+    """
+
+    def __init__(self, tables: Sequence[Ints], starts: Sequence[int], block_size: int) -> None:
+        self._tables = np.zeros((len(tables), max(map(len, tables))), np.int64)
+        for row, table in enumerate(tables):
+            self._tables[row, : len(table)] = table
+        self._rows = np.arange(len(tables))
+        self._block_size = block_size
+        self._begin(np.array(starts, np.int64))
+
+    def _begin(self, starts: Ints) -> None:
+        self._starts = starts
+        self._numbers, self._places = np.divmod(starts, self._block_size)
+
+    def entering(self) -> list[tuple[int, int]]:
+        """The rows whose token is the first of a block, and the block's number in its request: `enter` it."""
+        rows = np.flatnonzero(self._places == 0)
+        return list(zip(rows.tolist(), self._numbers[rows].tolist(), strict=True))
+
+    def enter(self, row: int, number: int, block: int) -> None:
+        """Where the next tokens of a request go."""
+        self._tables[row, number] = block
+
+    def step(self, ids: Ints) -> Step | None:
+        """The layout for these tokens, and on to the next; None where one group of all wastes too much."""
+        starts, numbers, count = self._starts, self._numbers, len(self._rows)
+        blocks = int(numbers.max()) + 1
+        if blocks * count - int(numbers.sum()) - count > WASTE_BLOCKS:
+            return None
+        slots = self._tables[self._rows, numbers] * self._block_size + self._places
+        self._begin(starts + 1)
+        return Step(ids, starts, slots, [Group(0, count, 1, self._tables[:, :blocks], starts)], self._rows)
 
 
 def _parts(order: list[int], widths: list[int], reach: list[int]) -> Iterator[list[int]]:

@@ -69,6 +69,7 @@ def join_log_probabilities(parts: Sequence[LogProbabilities]) -> LogProbabilitie
         [value for part in parts for value in part.token_log_probabilities],
         [tops for part in parts for tops in part.top_log_probabilities],
         [token for part in parts for token in part.sampled_token_ids],
+        {token: piece for part in parts for token, piece in part.pieces.items()},
     )
 
 

@@ -32,6 +32,7 @@ class SamplingState:
         "_epoch",
         "_may_end_from",
         "_thinking",
+        "_watches_phase",
         "chance",
         "context",
         "end_ids",
@@ -57,7 +58,8 @@ class SamplingState:
     _counts: TokenCounts | None
     #: Grows when what a plan holds about this request no longer applies.
     _epoch: int
-    #: Whether the plan was made for thinking; only where thinking has a temperature of its own.
+    #: Whether thinking has a temperature of its own, and then whether the plan was made for thinking.
+    _watches_phase: bool
     _thinking: bool
     #: The first position at which an end token may stand.
     _may_end_from: int
@@ -79,6 +81,7 @@ class SamplingState:
         self.chance = Stream(params.seed)
         self._may_end_from = context.first_generated + context.min_tokens if self.end_ids else 0
         self._epoch, self._thinking = 0, False
+        self._watches_phase = params.thinking_temperature is not None
 
     def _count(self) -> TokenCounts:
         tokens, first = self.context.tokens.all[: self.position], self.context.first_generated
@@ -89,7 +92,7 @@ class SamplingState:
     @property
     def epoch(self) -> int:
         """Changes when a plan made earlier no longer fits."""
-        if self.context.sampling_params.thinking_temperature is not None:
+        if self._watches_phase:
             thinking = self.context.in_reasoning_phase
             if thinking != self._thinking:
                 self._thinking = thinking
