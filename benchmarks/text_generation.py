@@ -5,6 +5,8 @@ thread each. Both have the same weights in float32 and must give the same tokens
 spread, and ours over theirs per round, by the wall clock and by the processor's time: on a busy machine the first
 counts waiting for a turn too. And what share of our steps is spent outside the model: planning, choosing, committing,
 making text. Without torch and transformers only ours are measured.
+
+`--guess ngram` compares with ourselves instead: the same with guesses ahead and without, on prompts of words.
 """
 
 # ruff: noqa: E402 - the environment comes before the libraries that read it
@@ -40,8 +42,10 @@ Prompts = np.ndarray[Any, Any]
 class Ours:
     """The pipeline, as a worker drives it."""
 
-    def __init__(self) -> None:
-        self.llama: Llama = create(device="cpu", prefix_cache=False)
+    def __init__(self, **options: Any) -> None:
+        self.llama: Llama = create(device="cpu", prefix_cache=False, **options)
+        #: Tokens guessed, and those of them that were kept.
+        self.guessed, self.kept = 0, 0
         #: Seconds inside the model, and of whole steps, of those steps that only decode.
         self.model_s: list[float] = []
         self.step_s: list[float] = []
@@ -79,7 +83,10 @@ class Ours:
             self.step_s.append(took)
             self.model_s.append(self._inside)
         for key, output in outputs.items():
-            found[key] += output.tokens
+            for part in output if isinstance(output, list) else [output]:
+                found[key] += part.tokens
+                self.guessed += part.draft_tokens_generated
+                self.kept += part.draft_tokens_accepted
 
 
 def theirs() -> Callable[[Prompts, int], list[list[int]]] | None:
@@ -140,12 +147,36 @@ def compare(ours: Ours, others: Callable[..., Any] | None, batch: int, new: int,
     ours.step_s.clear()
 
 
+def compare_guessing(kind: str, batch: int, new: int, rounds: int) -> None:
+    """With guesses against without, in turns: the tokens are the same."""
+    plain, guessing = Ours(), Ours(speculation=kind)
+    names = [
+        f"# shelf.{name}(self, key)\n" for name in ("open", "close", "read", "find", "keys", "update", "get", "pop")
+    ]
+    texts = [guessing.llama.tokenizer.encode(names[number % len(names)]) for number in range(batch)]
+    prompts = np.array([(ids * PROMPT_TOKENS)[:PROMPT_TOKENS] for ids in texts])
+    ratios = []
+    for number in range(rounds + 1):
+        speed, tokens = timed(guessing.generate, prompts, new)
+        other, wanted = timed(plain.generate, prompts, new)
+        assert tokens == wanted, "guesses have changed an answer"
+        ratios += [speed / other] if number else []
+    print(f"batch {batch:2}: {kind} over none {spread([ratio[0] for ratio in ratios])}")
+    print(f"          by CPU         {spread([ratio[1] for ratio in ratios])}")
+    print(f"          {100 * guessing.kept / max(guessing.guessed, 1):.0f} % of the guesses were right")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each answer")
+    parser.add_argument("--guess", choices=["ngram"], help="compare with guesses ahead and without")
     asked = parser.parse_args()
+    if asked.guess:
+        for batch in BATCHES:
+            compare_guessing(asked.guess, batch, asked.tokens, asked.rounds)
+        return
     ours, others = Ours(), theirs()
     if others is None:
         print("torch and transformers are not installed: pip install 'tensoryard[parity]'")

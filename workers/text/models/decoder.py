@@ -30,6 +30,10 @@ from .step import Step, bias
 TILES = (8, 4, 2)
 
 
+#: Rows that a GPU computes in about the time that it reads the weights in; a common figure, not measured here.
+CHEAP_ON_GPU = 128
+
+
 @dataclass(frozen=True)
 class Affine:
     """`rows @ weight + bias`; `weight` is `(in, out)`, a view of what the file has, `bias` `(out,)` or None."""
@@ -75,6 +79,11 @@ class Decoder:
             xp=device.xp,
             exact=bool(self._tile),
         )
+
+    @property
+    def cheap_rows(self) -> int:
+        """Rows of a step that cost hardly more than one: a tile on a CPU; on a GPU what its memory's speed hides."""
+        return self._tile or CHEAP_ON_GPU
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, ignored_keys: tuple[str, ...] = ()) -> Decoder:
