@@ -6,6 +6,8 @@ spread, and ours over theirs per round, by the wall clock and by the processor's
 counts waiting for a turn too. And what share of our steps is spent outside the model: planning, choosing, committing,
 making text. Without torch and transformers only ours are measured. `--pipeline hf` has the library's own model in our
 loop, each sequence by itself, `--pipeline hf-together` all of a step at once.
+
+`--guess ngram` compares with ourselves instead: the same with guesses ahead and without, on prompts of words.
 """
 
 # ruff: noqa: E402 - the environment comes before the libraries that read it
@@ -22,6 +24,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,25 +39,23 @@ from tensoryard.workers.pipelines.llama import SMALL_MODEL, Llama, create
 PROMPT_TOKENS = 32
 BATCHES = (1, 8, 32)
 #: The small model, computed by whom.
-PIPELINES: dict[str, Callable[[], Llama]] = {
-    "llama": lambda: create(device="cpu", prefix_cache=False),
-    "hf": lambda: _library_model(together=False),
-    "hf-together": lambda: _library_model(together=True),
+_LIBRARY = partial(hf.create, model_dir=str(SMALL_MODEL), device="cpu", prefix_cache=False, dtype="float32")
+PIPELINES: dict[str, Callable[..., Llama]] = {
+    "llama": partial(create, device="cpu", prefix_cache=False),
+    "hf": partial(_LIBRARY, together=False),
+    "hf-together": partial(_LIBRARY, together=True),
 }
 
 Prompts = np.ndarray[Any, Any]
 
 
-def _library_model(*, together: bool) -> Llama:
-    options = {"dtype": "float32", "together": together, "prefix_cache": False}
-    return hf.create(model_dir=str(SMALL_MODEL), device="cpu", **options)
-
-
 class Ours:
     """The pipeline, as a worker drives it."""
 
-    def __init__(self, pipeline: str) -> None:
-        self.llama: Llama = PIPELINES[pipeline]()
+    def __init__(self, pipeline: str = "llama", **options: Any) -> None:
+        self.llama: Llama = PIPELINES[pipeline](**options)
+        #: Tokens guessed, and those of them that were kept.
+        self.guessed, self.kept = 0, 0
         #: Seconds inside the model, and of whole steps, of those steps that only decode.
         self.model_s: list[float] = []
         self.step_s: list[float] = []
@@ -92,7 +93,10 @@ class Ours:
             self.step_s.append(took)
             self.model_s.append(self._inside)
         for key, output in outputs.items():
-            found[key] += output.tokens
+            for part in output if isinstance(output, list) else [output]:
+                found[key] += part.tokens
+                self.guessed += part.draft_tokens_generated
+                self.kept += part.draft_tokens_accepted
 
 
 def theirs() -> Callable[[Prompts, int], list[list[int]]] | None:
@@ -153,13 +157,37 @@ def compare(ours: Ours, others: Callable[..., Any] | None, batch: int, new: int,
     ours.step_s.clear()
 
 
+def compare_guessing(kind: str, batch: int, new: int, rounds: int) -> None:
+    """With guesses against without, in turns: the tokens are the same."""
+    plain, guessing = Ours(), Ours(speculation=kind)
+    names = [
+        f"# shelf.{name}(self, key)\n" for name in ("open", "close", "read", "find", "keys", "update", "get", "pop")
+    ]
+    texts = [guessing.llama.tokenizer.encode(names[number % len(names)]) for number in range(batch)]
+    prompts = np.array([(ids * PROMPT_TOKENS)[:PROMPT_TOKENS] for ids in texts])
+    ratios = []
+    for number in range(rounds + 1):
+        speed, tokens = timed(guessing.generate, prompts, new)
+        other, wanted = timed(plain.generate, prompts, new)
+        assert tokens == wanted, "guesses have changed an answer"
+        ratios += [speed / other] if number else []
+    print(f"batch {batch:2}: {kind} over none {spread([ratio[0] for ratio in ratios])}")
+    print(f"          by CPU         {spread([ratio[1] for ratio in ratios])}")
+    print(f"          {100 * guessing.kept / max(guessing.guessed, 1):.0f} % of the guesses were right")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=128, help="new tokens of each answer")
     parser.add_argument("--pipeline", choices=PIPELINES, default="llama")
+    parser.add_argument("--guess", choices=["ngram"], help="compare with guesses ahead and without")
     asked = parser.parse_args()
+    if asked.guess:
+        for batch in BATCHES:
+            compare_guessing(asked.guess, batch, asked.tokens, asked.rounds)
+        return
     ours, others = Ours(asked.pipeline), theirs()
     if others is None:
         print("torch and transformers are not installed: pip install 'tensoryard[parity]'")

@@ -111,7 +111,11 @@ class DelimitedReasoningParser(ReasoningParser):
 
     def will_reason_after_prompt(self, prompt_token_ids: Sequence[int]) -> bool:
         """Whether the last delimiter of the prompt is an opener; without any, what was asked for at construction."""
+        last_tokens = {sequence[-1] for sequence in (*self._starts, *self._ends)}
         for end in range(len(prompt_token_ids), 0, -1):
+            # Prompts are long, and most hold no delimiter.
+            if prompt_token_ids[end - 1] not in last_tokens:
+                continue
             for sequences in (self._starts, self._ends):
                 if any(ends_with(prompt_token_ids, end, sequence) for sequence in sequences):
                     return sequences is self._starts

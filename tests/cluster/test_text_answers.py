@@ -64,7 +64,7 @@ def yard(runtime_folder: Path, folder: Path) -> Iterator[ty.Yard]:
     quiet = {"name": "banned_tokens_of_all", "options": {"token_ids": [THINK]}}
     deployments = [
         deployment("thinker", replicas=2, **how),
-        deployment("guessed", speculation="ngram", **how),
+        deployment("guessed", speculation="ngram", guessing_tokens=500, **how),
         deployment("quiet", logits_processors=[quiet], **how),
     ]
     with ty.local(deployments, runtime="process") as yard:

@@ -271,6 +271,17 @@ def test_log_probabilities(ask: Ask) -> None:
     assert ask(seed=1, ignore_eos=True).log_probabilities is None
 
 
+def test_reported_tokens_are_spelled(ask: Ask) -> None:
+    """With the bytes of what they say, which make the text; of many only the chosen, of marks and thoughts none."""
+    for count in (3, 50):
+        answer = ask(temperature=0, logprobs=count, ignore_eos=True)
+        told = answer.log_probabilities or []
+        assert b"".join(entry.pieces.get(entry.sampled_token_ids[0], b"") for entry in told).decode() == answer.text
+        assert {len(entry.pieces) for entry in told} - {0} == {3 if count == 3 else 1}
+        assert not any(entry.pieces for entry in told if entry.sampled_token_ids == [EOS])
+    assert not any(entry.pieces for entry in ask(logprobs=1, detokenize=False, ignore_eos=True).log_probabilities or [])
+
+
 def test_echo(ask: Ask) -> None:
     """The prompt's tokens come with the first part, each as likely as when it is generated."""
     answer = ask(temperature=0, max_new_tokens=8, logprobs=2, ignore_eos=True)

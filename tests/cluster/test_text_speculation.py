@@ -32,9 +32,9 @@ def yard(runtime_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     bad = stranger(tmp_path_factory.mktemp("models") / "stranger")
     deployments = [
         deployment("plain", **SCARCE),
-        deployment("ngram", replicas=2, speculation="ngram", draft_tokens=6, **SCARCE),
+        deployment("ngram", replicas=2, speculation="ngram", draft_tokens=6, guessing_tokens=500, **SCARCE),
         deployment("itself", speculation="draft_model", draft_model_dir=str(SMALL_MODEL)),
-        deployment("stranger", speculation="draft_model", draft_model_dir=bad, draft_tokens=3),
+        deployment("stranger", speculation="draft_model", draft_model_dir=bad, draft_tokens=3, guessing_tokens=500),
     ]
     with ty.local(deployments, runtime="process") as yard:
         yard.wait_ready()

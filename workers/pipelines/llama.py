@@ -80,6 +80,8 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     draft_model_dir: str | None = None
     #: Most tokens guessed ahead for a request in one step.
     draft_tokens: int = 4
+    #: Guesses are made as long as a step has no more tokens than this, with them; None: than cost hardly more than one.
+    guessing_tokens: int | None = None
     #: How the model marks its thinking and writes its calls, by the names of docs/parsers.md; None: it does not.
     reasoning_parser: str | None = None
     tool_parser: str | None = None
@@ -99,6 +101,7 @@ class DeploymentOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             raise ValueError(f"`block_size` must be a multiple of 8, not {self.block_size}")
         require_within("cache_bytes", self.cache_bytes or 1, 1, 1 << 50)
         require_within("draft_tokens", self.draft_tokens, 1, MAX_DRAFTS)
+        require_within("guessing_tokens", self.guessing_tokens or 0, 0, 1 << 20)
         if (self.speculation == "draft_model") != (self.draft_model_dir is not None):
             raise ValueError('`draft_model_dir` belongs to `speculation` "draft_model", which needs it')
         require_within("max_adapters", self.max_adapters, 1, MAX_LORAS)
@@ -162,6 +165,7 @@ class Llama(Pipeline[TextGenerationInputs[TextContext], TextGenerationOutput]):
             self.scheduler,
             self._vocabulary,
             speculation=_speculation(options, self.decoder, self.tokenizer),
+            guessing_tokens=options.guessing_tokens or self.decoder.cheap_rows,
             batch_processors=deployment_processors(options.logits_processors, Setting(device, config.vocabulary)),
         )
         #: Longest sequence, prompt and answer, in tokens.

@@ -19,6 +19,9 @@ from .detokenizer import Detokenizer
 from .stops import StopFilter
 from .vocabulary import Vocabulary
 
+#: Most tokens reported on at a position that are written out too: as many as APIs that show text take.
+MAX_SPELLED = 20
+
 
 class AnswerDelta(NamedTuple):
     """What some tokens added to an answer. Of `tool_calls`, entries with `content` are in `content` instead."""
@@ -98,10 +101,14 @@ class AnswerStream:
         return AnswerDelta(delta.content + content + late, delta.reasoning, [*delta.tool_calls, *calls, *more])
 
     def spell(self, told: LogProbabilities) -> None:
-        """Write down what the tokens say that are reported on, where the one that was chosen is text."""
+        """Write down what the tokens say that are reported on, where the one that was chosen is text.
+
+        Of more than `MAX_SPELLED` at a position only the chosen one.
+        """
         pieces = self._speaking.vocabulary.pieces
         if told.sampled_token_ids and not self._speaking.hides(told.sampled_token_ids[-1]):
-            ids = {*told.sampled_token_ids, *(token for tops in told.top_log_probabilities for token in tops)}
+            spelled = (tops for tops in told.top_log_probabilities if len(tops) <= MAX_SPELLED)
+            ids = {*told.sampled_token_ids, *(token for tops in spelled for token in tops)}
             told.pieces = {token: pieces[token] for token in ids if token < len(pieces)}
 
     def _delta(self, reasoning: str, text: str, *, may_stop: bool) -> AnswerDelta:

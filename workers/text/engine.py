@@ -63,7 +63,8 @@ class _Request:
 class TextEngine:
     """One model at work: `step` computes tokens for the requests handed in, `release` lets go of one.
 
-    `speculation`: guesses tokens ahead; None: nobody does. `batch_processors`: see `Sampler`. One thread uses it.
+    `speculation`: guesses tokens ahead; None: nobody does. Guesses are made as long as a step has, with them, no more
+    than `guessing_tokens` tokens. `batch_processors`: see `Sampler`. One thread uses it.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class TextEngine:
         vocabulary: Vocabulary | None,
         *,
         speculation: Speculation | None = None,
+        guessing_tokens: int = 1 << 20,
         batch_processors: Sequence[BatchLogitsProcessor] = (),
     ) -> None:
         self._decoder = decoder
@@ -83,6 +85,7 @@ class TextEngine:
         self._setting = Setting(decoder.device, decoder.config.vocabulary)
         self._sampler = Sampler(decoder.device, vocabulary=decoder.config.vocabulary, batch_processors=batch_processors)
         self._speculation = speculation
+        self._guessing_tokens = guessing_tokens
         #: What became of all drafts so far.
         self.acceptance = Acceptance()
         #: By id. To the scheduler a request is its own key, which costs less to look up than an id.
@@ -172,7 +175,7 @@ class TextEngine:
         drafts = self._draft(plan, requests) if self._speculation is not None else {}
         ready = [request for request, work in zip(requests, plan.works, strict=True) if work.last]
         spans: list[Span] = []
-        only_decodes = self._decoder.takes_steps and plan.tokens == len(plan.works) == len(ready)
+        only_decodes = self._decoder.takes_steps and not drafts and plan.tokens == len(plan.works) == len(ready)
         # A kept layout knows no adapters.
         only_decodes = only_decodes and all(request.adapter is None for request in requests)
         step = self._decode(requests) if only_decodes else None
@@ -201,11 +204,15 @@ class TextEngine:
         """Guess behind those that go on with their answer, as far as the plan has room."""
         assert self._speculation is not None
         places = [place for place, work in enumerate(plan.works) if work.last and _is_answering(requests[place], work)]
+        places = places[: max(self._guessing_tokens - plan.tokens, 0)]
+        if not places:
+            return {}
         drafts = self._speculation.draft([requests[place].state for place in places])
         for place, guessed in zip(places, drafts, strict=True):
             if guessed:
                 # The same list is in the request's `SpecDecodingState`.
-                del guessed[self._scheduler.reserve(plan, plan.works[place], len(guessed)) :]
+                wanted = min(len(guessed), self._guessing_tokens - plan.tokens)
+                del guessed[self._scheduler.reserve(plan, plan.works[place], wanted) :]
         return {place: guessed for place, guessed in zip(places, drafts, strict=True) if guessed}
 
     def _decode(self, requests: list[_Request]) -> Step | None:

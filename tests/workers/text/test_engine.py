@@ -229,3 +229,20 @@ def test_a_draft_model_reads_long_prompts_in_chunks(decoder):
     model.forget(short)
     assert model.ready([ask([2] * 390, 10), ask([2] * 390, 10)]) == [False, False]
     assert model.ready([ask([2] * 638, 2)]) == [False]
+
+
+def test_guesses_are_made_while_they_cost_little(decoder):
+    """As many as a step has room for below its bound, for the first ones first; at the bound there are none."""
+    speculation = guesses(decoder, "itself")
+    engine, _ = make(decoder)
+    engine = TextEngine(decoder, engine._cache, engine._scheduler, None, speculation=speculation, guessing_tokens=6)
+    contexts = [ask(range(2, 12), 200, ignore_eos=True, seed=seed) for seed in range(6)]
+    for count, wanted in ((1, [5]), (2, [4, 0]), (4, [2, 0, 0, 0]), (6, [0] * 6)):
+        engine.step(contexts[:count])
+        outputs = engine.step(contexts[:count])
+        made = [outputs[context.request_id] for context in contexts[:count]]
+        assert [sum(part.draft_tokens_generated for part in parts(output)) for output in made] == wanted
+
+
+def parts(output):
+    return output if isinstance(output, list) else [output]

@@ -48,6 +48,10 @@ class Model(Protocol[_Cache]):
     def config(self) -> ModelConfig:
         """Its sizes."""
 
+    @property
+    def cheap_rows(self) -> int:
+        """Rows of a step that cost hardly more than one: so far it is worth to guess ahead."""
+
     def compute(self, spans: Sequence[Span], cache: _Cache) -> Any:
         """Logits that the spans want, in their order: float32 `(rows, vocabulary)`, an array of the device's `xp`.
 

@@ -33,6 +33,10 @@ from .step import Span, Step, bias, lay_out
 TILES = (8, 4, 2)
 
 
+#: Rows that a GPU computes in about the time that it reads the weights in; a common figure, not measured here.
+CHEAP_ON_GPU = 128
+
+
 @dataclass(frozen=True)
 class Affine:
     """`rows @ weight + bias`; `weight` is `(in, out)`, a view of what the file has, `bias` `(out,)` or None."""
@@ -95,6 +99,11 @@ class Decoder:
         for part in found.values() if self._tile else ():  # here, so that no step has to find it out
             tile_for(*part.down.shape, part.up.shape[1])
         return found
+
+    @property
+    def cheap_rows(self) -> int:
+        """Rows of a step that cost hardly more than one: a tile on a CPU; on a GPU what its memory's speed hides."""
+        return self._tile or CHEAP_ON_GPU
 
     @classmethod
     def load(cls, folder: Path, device: Device, *, ignored_keys: tuple[str, ...] = ()) -> Decoder:

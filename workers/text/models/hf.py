@@ -49,6 +49,8 @@ class HfModel:
     """A model of the library on `torch_device`; logits come as arrays of `device`. One thread uses it."""
 
     takes_steps = False
+    #: Generated tokens are computed one by one: a guess costs as much as a token.
+    cheap_rows = 1
 
     def __init__(self, model: Any, *, torch_device: str, device: Device, positions: int, together: bool) -> None:
         self.device = device
