@@ -116,7 +116,9 @@ class ZmqPeer:
             self._socket.connect(self._endpoint)
         except (zmq.ZMQError, ValueError) as error:
             self.close()
-            raise ConfigError(f"{address!r} is no address: {error}; addresses begin with ipc:// or tcp://") from error
+            raise ConfigError(
+                f"{where.endpoint!r} is no address: {error}; addresses begin with ipc:// or tcp://"
+            ) from error
         if opening is not None:
             self.send(opening())
 

@@ -74,6 +74,7 @@ class WorkerLink:
             memory=pool,
             leave=self._leave,
             begin_anew=self._session.begin_anew,
+            fences=address.startswith("tcp://"),
         )
 
     # -- for the main thread ------------------------------------------------------------------------------------------

@@ -1324,3 +1324,6 @@ def test_a_guarded_coordinator_is_told_apart_from_one_that_is_down():
             assert client.status().accepting
         with pytest.raises(errors.NotConnected, match="does not let us in"):
             connect(told, settings=CALM, timeout_s=5.0)
+    with pytest.raises(errors.NotConnected, match="no coordinator answered") as raised:
+        connect(keys.invitation(told), settings=CALM, timeout_s=0.2)
+    assert "secret" not in str(raised.value)
