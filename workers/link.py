@@ -85,6 +85,7 @@ class WorkerLink:
             leave=self._leave,
             adapters=self._desk,
             begin_anew=self._session.begin_anew,
+            fences=address.startswith("tcp://"),
         )
 
     # -- for the main thread ------------------------------------------------------------------------------------------

@@ -375,11 +375,15 @@ class Network:
 
     def connect(self, identity, peer, opening):
         """A peer's end of its link; messages wait until there is a coordinator."""
-        kind = UnixConnection if self._unix and peer.host == "h1" else ZmqConnection
+        kind = UnixConnection if self.is_near(peer) else ZmqConnection
         connection = self.connections[identity] = kind(self, identity, peer, opening)
         if self.hub is not None:
             connection.hub_came()
         return connection
+
+    def is_near(self, peer):
+        """Whether a peer is linked by a UNIX socket."""
+        return self._unix and peer.host == "h1"
 
     def delay_s(self):
         """How long a message is under way."""

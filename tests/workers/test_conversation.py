@@ -284,6 +284,14 @@ def test_who_hears_nothing_for_long_fences_itself(known):
     assert isinstance(known.messages()[0], wire.Outputs)
 
 
+def test_on_the_coordinators_own_host_nobody_is_fenced(known):
+    """There its silence means that it is frozen: when it goes on, so does everybody."""
+    known.conversation._fences = False
+    known.holds = {("a", 1): Held()}
+    known.conversation.beat(20.0, 100.0)
+    assert (known.told, known.conversation.fenced) == ([], False)
+
+
 def test_who_was_never_welcome_has_nothing_to_fence(scene):
     """A worker whose coordinator is just coming up waits for it."""
     scene.conversation.beat(29.0, 100.0)
