@@ -318,7 +318,8 @@ class Conversation:
                 self._fetch(message.request_id, body, entry.output_type)
             return
         except Exception as error:
-            output = error.with_traceback(None)  # it leads to this frame, and so would keep itself and what was read
+            self._take(message, body, error, at)  # by no other name: its frames, this one too, would keep it for ever
+            return
         self._take(message, body, output, at)
 
     def fetched(self, request_id: str, output: Any, at: float) -> None:

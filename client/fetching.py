@@ -59,7 +59,7 @@ class Fetching:
             try:
                 result = self._decode(body, type_)
             except Exception as error:
-                result = error.with_traceback(None)  # which leads to this frame
+                result = error
             del order, body
             with self._lock:
                 self._undone -= 1

@@ -270,7 +270,7 @@ def test_pickled_weights_and_code_stay_unread(gpt2, tmp_path):
 
 def test_guesses_change_no_text(gpt2):
     """N-grams guessed ahead, over prompts that repeat themselves, and what is accepted is told."""
-    served, plain = pipeline(gpt2[1], speculation="ngram"), pipeline(gpt2[1])
+    served, plain = pipeline(gpt2[1], speculation="ngram", guessing_tokens=64), pipeline(gpt2[1])
     requests = [
         ask(prompt[:12] * 4, 40, ignore_eos=True, seed=n, temperature=n % 2) for n, prompt in enumerate(prompts(6))
     ]
