@@ -101,7 +101,7 @@ class Connection:
             watch={self._alarm.fd: self._on_alarm, self._fetching.fd: self._on_fetched},
         )
         self._conversation = Conversation(
-            address=self.address,
+            address=public(self.address),
             reconnect_s=settings.reconnect_s,
             post=self._session.post,
             decode=self._decode,
@@ -321,7 +321,7 @@ class Connection:
         try:
             body = answers.get(timeout=timeout_s)
         except queue.Empty:
-            text = f"the coordinator at {self.address} did not answer within {timeout_s} s"
+            text = f"the coordinator at {public(self.address)} did not answer within {timeout_s} s"
             raise errors.ReplyTimeout(text) from None
         finally:
             self._conversation.forget(number)

@@ -18,6 +18,8 @@ from ..links.address import read
 RAY_SCHEME = "ray://"
 #: Ray's client tries for half a minute by itself.
 _PATIENCE_S = 90.0
+#: Ray starts a server for each of its clients, by a fork beside running threads, which at times does not come about.
+_HICCUP, _TRIES = "Starting Ray client server failed", 2
 _ASK = "from tensoryard.deploy.cli import main; raise SystemExit(main())"
 
 
@@ -26,21 +28,24 @@ def address_from_ray(url: str) -> str:
     where, _, query = url.partition("?")
     name = check_name(parse_qs(query).get("name", ["default"])[0])
     asker = [sys.executable, "-c", _ASK, "address", "--ray-address", where, "--name", name]
-    try:
-        done = subprocess.run(
-            asker,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE_S,
-            check=False,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-        )
-    except subprocess.TimeoutExpired:
-        raise NotConnected(f"Ray did not answer at {where} within {_PATIENCE_S:.0f} s") from None
-    if done.returncode or not done.stdout.strip():
+    for _ in range(_TRIES):
+        try:
+            done = subprocess.run(
+                asker,
+                capture_output=True,
+                text=True,
+                timeout=_PATIENCE_S,
+                check=False,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+            )
+        except subprocess.TimeoutExpired:
+            raise NotConnected(f"Ray did not answer at {where} within {_PATIENCE_S:.0f} s") from None
+        if not done.returncode and done.stdout.strip():
+            return done.stdout.strip().splitlines()[-1]
         last = (done.stderr.strip().splitlines() or ["no word"])[-1].removeprefix("tensoryard: error: ")
-        raise NotConnected(f"Ray at {where} could not be asked for the coordinator's address: {last}")
-    return done.stdout.strip().splitlines()[-1]
+        if _HICCUP not in last:
+            break
+    raise NotConnected(f"Ray at {where} could not be asked for the coordinator's address: {last}")
 
 
 def unreached(url: str | None, address: str) -> str:

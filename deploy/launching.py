@@ -132,4 +132,9 @@ def address(name: str, ray_address: str) -> str:
     cluster = ray_cluster.find(name, from_environment())
     if cluster is None:
         raise NotConnected(f"no cluster named {name!r} runs on the Ray at {ray_address!r}")
+    if cluster.address.startswith("unix://") and not Path(cluster.address.removeprefix("unix://")).exists():
+        raise NotConnected(
+            f"the coordinator of cluster {name!r} listens on its own host alone, at {cluster.address} (--local-only): "
+            "connect there, or launch it without that flag, after `down`",
+        )
     return cluster.address

@@ -98,7 +98,7 @@ def read(address: str) -> Address:
 
 def public(address: str) -> str:
     """The address less its secret: to be printed and logged."""
-    return address.partition("&secret=")[0]
+    return str(address).partition("&secret=")[0]
 
 
 def with_key(endpoint: str, key: bytes) -> str:

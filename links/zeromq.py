@@ -116,7 +116,9 @@ class ZmqPeer:
             self._socket.connect(self._endpoint)
         except (zmq.ZMQError, ValueError) as error:
             self.close()
-            raise ConfigError(f"{address!r} is no address: {error}; addresses begin with ipc:// or tcp://") from error
+            raise ConfigError(
+                f"{where.endpoint!r} is no address: {error}; addresses begin with ipc:// or tcp://"
+            ) from error
         if opening is not None:
             self.send(opening())
 
@@ -162,7 +164,7 @@ class ZmqPeer:
     def receive(self) -> Frames | None:
         """The next message, or None. Sees when the connection has ended, and connects again when it is time to."""
         frames = self._inbox.popleft() if self._inbox else _receive(self._socket)
-        if frames is None and self._monitor.poll(0):
+        if frames is None and self._has_news():
             self._look()
             frames = self._inbox.popleft() if self._inbox else None
         if time.monotonic() >= self._next_try:
@@ -170,9 +172,12 @@ class ZmqPeer:
             self._socket.connect(self._endpoint)
         return frames
 
+    def _has_news(self) -> bool:
+        return bool(self._monitor.get(zmq.EVENTS) & zmq.POLLIN)
+
     def _look(self) -> None:
         """What has become of the connection since."""
-        while self._monitor.poll(0):
+        while self._has_news():
             event = recv_monitor_message(self._monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._begin()

@@ -83,8 +83,9 @@ class Memory(Protocol):
 class Conversation:
     """Everything between a worker and its coordinator, whichever that is at the time.
 
-    A worker that does not hear its coordinator for about as long as that waits for it fences itself: others are given
-    its requests, so it stops them, answers none, and joins anew.
+    With `fences`, where both can live and not hear each other, a worker that does not hear its coordinator for about as
+    long as that waits for it fences itself: others are given its requests, so it stops them, answers none, and joins
+    anew. On the coordinator's own host silence means that it is frozen, and gives nothing to others.
 
     `leave` is called, perhaps more than once, when the worker is to end whatever it is doing; `begin_anew` has the
     link make another connection, on which HELLO is said. Times, `at`, are monotonic seconds. `ready`, `send` and
@@ -101,6 +102,7 @@ class Conversation:
         memory: Memory,
         leave: Callable[[], None],
         begin_anew: Callable[[], None],
+        fences: bool = True,
     ) -> None:
         self._name = name
         self._settings = settings
@@ -109,6 +111,7 @@ class Conversation:
         self._memory = memory
         self._leave = leave
         self._begin_anew = begin_anew
+        self._fences = fences
         #: Alone for too long: what it holds is others' by now.
         self.fenced = False
         #: How long the coordinator waits for us.
@@ -235,7 +238,8 @@ class Conversation:
         """About once a heartbeat: go when nobody lets us; alone for long, stop what we do, and then go."""
         if self._asked_at is not None and at - self._asked_at > _DRAIN_BEATS * self._settings.heartbeat_s:
             self._requests.drain()
-        if self.is_welcome and not self.fenced and silent_s > self._liveness_s - self._settings.heartbeat_s:
+        lapsed = silent_s > self._liveness_s - self._settings.heartbeat_s
+        if lapsed and self._fences and self.is_welcome and not self.fenced:
             self._fence(silent_s)
         if silent_s > self._settings.orphan_s and not self.orphaned:
             log.error("no coordinator was heard for %.0f s: worker %s ends", silent_s, self._name)

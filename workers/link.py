@@ -82,6 +82,7 @@ class WorkerLink:
             memory=pool,
             leave=self._leave,
             begin_anew=self._session.begin_anew,
+            fences=address.startswith("tcp://"),
         )
 
     # -- for the main thread ------------------------------------------------------------------------------------------

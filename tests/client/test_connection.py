@@ -26,6 +26,7 @@ import tensoryard
 from tensoryard import errors
 from tensoryard.client import Retry, connect
 from tensoryard.coordinator.connection import ConnectionFile
+from tensoryard.links.address import new_keys
 from tensoryard.proto import (
     AudioGenerationOutput,
     AudioGenerationRequest,
@@ -1403,3 +1404,17 @@ def test_a_peer_of_the_suite_is_a_client_too():
         connect(serving.address, settings=CALM) as client,
     ):
         assert peer.status().clients == client.status().clients == 2
+
+
+def test_a_guarded_coordinator_is_told_apart_from_one_that_is_down():
+    """Who holds the whole address is let in; who does not is told that at once where it asks why nobody answers."""
+    keys = new_keys()
+    with closing(Serving(addresses=["tcp://127.0.0.1:0"], keys=keys)) as (serving,):
+        told = serving.coordinator.addresses[1]
+        with connect(keys.invitation(told), settings=CALM, timeout_s=DEADLINE_S) as client:
+            assert client.status().accepting
+        with pytest.raises(errors.NotConnected, match="does not let us in"):
+            connect(told, settings=CALM, timeout_s=5.0)
+    with pytest.raises(errors.NotConnected, match="no coordinator answered") as raised:
+        connect(keys.invitation(told), settings=CALM, timeout_s=0.2)
+    assert "secret" not in str(raised.value)

@@ -97,6 +97,11 @@ class Moody(ty.Pipeline):
             case "fork":  # fork:PATH leaves a child that lives until a file is there, and says its number
                 child = fork(text.split(":", 1)[1])
                 return ty.EmbeddingsGenerationOutput(embeddings=np.full((1, 1), child, np.float64))
+            case "stopped":  # stopped:GO:STOPPED waits for one file, or until it is told to stop, and leaves the other
+                go, stopped = text.split(":")[1:]
+                while not os.path.exists(go) and not ctx.cancelled:
+                    time.sleep(0.01)
+                Path(stopped).touch() if ctx.cancelled else None
             case "until":  # until:PATH waits for a file, looking at `cancelled`
                 while not os.path.exists(text.split(":", 1)[1]) and not ctx.cancelled:
                     time.sleep(0.01)

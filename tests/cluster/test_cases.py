@@ -1,4 +1,4 @@
-"""Failure cases on real processes that no other test here is about; `docs/reliability.md` lists all thirty."""
+"""Failure cases on real processes that no other test here is about; `docs/reliability.md` lists all."""
 
 from __future__ import annotations
 

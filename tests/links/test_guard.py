@@ -77,7 +77,7 @@ def addresses_of_strangers(told, keys):
     }
 
 
-@pytest.mark.case(26)
+@pytest.mark.case(33)
 @pytest.mark.parametrize("who", addresses_of_strangers(f"tcp://x:1?key={'A' * 43}", new_keys()))
 def test_w_56_nobody_else_is(hub, keys, who):
     """No word of a stranger reaches the hub; it is told why, and those who are in stay in."""

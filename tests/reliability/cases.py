@@ -1,4 +1,4 @@
-"""The thirty failure cases, with what becomes of each: the table that docs/reliability.md is made of.
+"""The failure cases, with what becomes of each: the table that docs/reliability.md is made of.
 
 Tests carry `pytest.mark.case(number)`; `sources.py` collects them, `test_cases.py` sees to it that no case is without,
 and `scripts/generate_reliability.py` writes the page.
@@ -189,6 +189,29 @@ CASES = [
         "arrays of objects, strided, big-endian, bfloat16, without dimensions, empty",
         "the same bytes, dtype and shape come back, or `UnsupportedArray` before anything is sent; nothing is pickled",
     ),
+    _case(
+        31,
+        "the link of a host is cut",
+        "after `liveness_s` its workers count as lost and their requests run elsewhere; they stop by themselves, say "
+        "nothing, and end after `orphan_s`; a client there waits for `reconnect_s`. When the link is back, connections "
+        "begin anew and what is unanswered is sent again; where Ray has its node again, workers start on it",
+        "that Ray's node comes back by itself: Ray ends it when it was taken for dead, and who keeps it, a service, "
+        "KubeRay or the autoscaler, starts it again",
+    ),
+    _case(
+        32,
+        "a node of the cluster, or the fleet, is killed",
+        "as 2, for each of its workers; those that find no place wait for one, and `status` says so; a fleet's workers "
+        "end with it wherever they are, and the next fleet, which Ray starts, has others",
+        "that a cluster outlives its head node, where Ray's own state, the coordinator and the fleet are",
+    ),
+    _case(
+        33,
+        "a stranger finds the coordinator's port, or a peer somebody else's",
+        "nothing is read that does not come from who holds the cluster's keys, and nothing is said to who does not; "
+        "whoever is turned away learns why, and nobody else notices",
+        "anything against who holds a whole address: it is handed out like a password",
+    ),
 ]
 
 PAGE = """# What is promised, and what is not
@@ -213,10 +236,11 @@ at random, to your own cluster if you like.
   lives goes on; but a request whose client waits longer than `reconnect_s` for a coordinator ends as `CoordinatorLost`.
 - *That a hang of the coordinator is found.* Its death is. See case 16.
 - *Anything against other processes of the same user.* They may kill ours, or speak as a client.
-- *Several hosts.* Between hosts, what is below holds for messages (the ZeroMQ link passes the same tests); the loss of
-  a whole host or of the network between two has no test on real hosts yet.
+- *That a cluster outlives its head node.* Any other host may be lost, and come back: cases 31 and 32, on three hosts in
+  network namespaces (`tests/cluster/hosts.py`). `HOSTS_CUT_S=30 pytest tests/cluster/test_ray_hosts.py` cuts a link for
+  half a minute instead of 6 s.
 
-## Thirty ways to fail
+## Ways to fail
 
 The number is the test's mark: `pytest -m case` runs all of them. Made from `tests/reliability/cases.py` and those marks
 by `scripts/generate_reliability.py`; a test sees to it that no case is without a test.

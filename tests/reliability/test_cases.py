@@ -1,4 +1,4 @@
-"""Each of the thirty failure cases has its tests, and the page that people read is their table."""
+"""Each of the failure cases has its tests, and the page that people read is their table."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FOLDERS = ("", "shm", "proto", "links", "coordinator", "workers", "client", "dep
 WALL_CLOCK = {"shm/runtime_dir.py", "proto/open_responses_output.py"}
 
 
-def test_there_are_thirty() -> None:
+def test_they_are_numbered() -> None:
     """In order, each with its words."""
-    assert [case.number for case in CASES] == list(range(1, 31))
+    assert [case.number for case in CASES] == list(range(1, len(CASES) + 1))
     assert all(case.what and case.outcome for case in CASES)
 
 

@@ -175,6 +175,21 @@ class Faults:
             if connection.hold():
                 self._later(for_s, connection.release)
 
+    def _lose_host(self, pick, for_s):
+        """The same for all peers of a host; when it is back, what keeps its workers ends them, and others start."""
+        peers = [peer for peer in self._site.peers() if peer.connection is not None]
+        there = [peer for number, peer in enumerate(peers) if (number * 0.618 + pick) % 1 < 0.5]
+        cut = [peer for peer in there if peer.connection.hold()]
+
+        def come_back():
+            for peer in cut:
+                peer.connection.release()
+                if peer.role == "worker" and peer.alive:
+                    peer.struck = True
+                    peer.kill()
+
+        self._later(for_s, come_back)
+
     def _reset(self, pick, _for_s):
         connections = [peer.connection for peer in self._site.peers() if peer.connection is not None]
         if connections:

@@ -28,14 +28,14 @@ _BY_HAND_S = 3.0
 
 
 class FleetProcess(Peer):
-    """One life of the fleet, and its workers, which end with it."""
+    """One life of the fleet, and its workers, which end with it; one that is cut off, when it is not any more."""
 
     role = "fleet"
     decoder = wire.TO_FLEET
 
     def __init__(self, site, life):
         super().__init__(site, f"fleet.{life}", "h1")
-        self.fleet = Fleet(drain_s=site.plan.settings.drain_s, start_limit_s=30.0)
+        self.fleet = Fleet(drain_s=site.plan.settings.drain_s, start_limit_s=30.0, life=life - 1)
         self.children = {}
         self.finished = False
         self.join()
@@ -106,6 +106,14 @@ class FleetProcess(Peer):
     def ended(self, *, killed):
         super().ended(killed=killed)
         for worker in list(self.children.values()):
+            self._end(worker, outlives=killed)
+
+    def _end(self, worker, *, outlives):
+        """Whoever keeps workers for the fleet ends them, once it reaches their host."""
+        cut_off = worker.connection is not None and worker.connection.partitioned
+        if outlives and cut_off and worker.alive:
+            self.world.later(_SEES_IN_S, lambda: self._end(worker, outlives=True))
+        else:
             worker.kill()
 
     # -- the session's callbacks --------------------------------------------------------------------------------------

@@ -225,10 +225,17 @@ class ZmqConnection(_Connection):
         """The hub refuses to send, and no more."""
 
     def hold(self):
-        """Nothing gets through, either way, until `release`; then what waited arrives."""
+        """Nothing gets through, either way, until `release`; then what waited arrives, if it was not too long."""
         self.partitioned = True
         self._adjust()
+        self.network.world.later(self.network.silence_s, self._fall_silent)
         return True
+
+    def _fall_silent(self):
+        """ZeroMQ has asked whether the other side is there, and had no answer: the connection has ended."""
+        if self.partitioned and self.peer.alive and not self.peer.frozen:
+            self._break()
+            self.network.world.later(self.network.silence_s, self._fall_silent)
 
     def release(self):
         """Let it through again."""
@@ -356,6 +363,8 @@ class Network:
         self.world = world
         self.latency_s = plan.latency_s
         self.backlog = plan.settings.peer_backlog
+        #: Silence after which a connection between hosts has ended.
+        self.silence_s = plan.settings.liveness_s
         #: Chance that something happens to a message that no link does.
         self.hostility = plan.hostility
         self.hub = None
@@ -366,11 +375,15 @@ class Network:
 
     def connect(self, identity, peer, opening):
         """A peer's end of its link; messages wait until there is a coordinator."""
-        kind = UnixConnection if self._unix and peer.host == "h1" else ZmqConnection
+        kind = UnixConnection if self.is_near(peer) else ZmqConnection
         connection = self.connections[identity] = kind(self, identity, peer, opening)
         if self.hub is not None:
             connection.hub_came()
         return connection
+
+    def is_near(self, peer):
+        """Whether a peer is linked by a UNIX socket."""
+        return self._unix and peer.host == "h1"
 
     def delay_s(self):
         """How long a message is under way."""

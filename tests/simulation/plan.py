@@ -247,6 +247,7 @@ FAULTS = {
     "freeze fleet": 1,
     "pause host": 1,
     "partition": 3,
+    "lose host": 2,
     "reset": 2,
     "slow reader": 2,
     "drain worker": 2,

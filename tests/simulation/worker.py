@@ -62,6 +62,7 @@ class Worker(Peer):
             memory=self.pool,
             leave=self._leave,
             begin_anew=self._begin_anew,
+            fences=not site.network.is_near(self),
         )
         self.pipeline = None
         self.engine = None

@@ -260,6 +260,7 @@ def test_another_version_is_the_end(known):
     assert (known.left, known.conversation.exit_code) == (1, EXIT_REFUSED)
 
 
+@pytest.mark.case(31)
 def test_who_hears_nothing_for_long_fences_itself(known):
     """About when the coordinator gives it up it stops all it holds, says nothing of it, and joins anew; once.
 
@@ -281,6 +282,14 @@ def test_who_hears_nothing_for_long_fences_itself(known):
     assert [(work.request_id, work.cancelled) for work in ready.running] == [("b", True)]
     known.conversation.reject(("b", 2), errors.RequestCancelled("cancelled"))
     assert isinstance(known.messages()[0], wire.Outputs)
+
+
+def test_on_the_coordinators_own_host_nobody_is_fenced(known):
+    """There its silence means that it is frozen: when it goes on, so does everybody."""
+    known.conversation._fences = False
+    known.holds = {("a", 1): Held()}
+    known.conversation.beat(20.0, 100.0)
+    assert (known.told, known.conversation.fenced) == ([], False)
 
 
 def test_who_was_never_welcome_has_nothing_to_fence(scene):
