@@ -36,6 +36,7 @@ def yard(runtime_folder: object, monkeypatch: pytest.MonkeyPatch) -> Iterator[ty
         yield yard
 
 
+@pytest.mark.case(34)
 def test_arrays_go_in_messages_where_nobody_reaches_them(yard: ty.Yard) -> None:
     """The first request is sent by handle and again with its array; others of its model go along from the start. All
     answers are right, and come in messages; the client's memory is its own again."""

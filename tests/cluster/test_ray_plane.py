@@ -135,6 +135,7 @@ def test_blocks_travel_once_by_rays_store_and_never_through_the_coordinator(sett
     assert _since(before, after, home, "fetched_bytes") == {host: served[host] * SIZE for host in others}
 
 
+@pytest.mark.case(34)
 def test_a_strangers_arrays_go_in_messages(settled: Plane) -> None:
     """A client on a host without a porter is served by all three; its bytes go through the coordinator, and by none."""
     before = settled.porters()
@@ -146,6 +147,7 @@ def test_a_strangers_arrays_go_in_messages(settled: Plane) -> None:
     assert all(not _since(before, after, host, "puts") for host in after)
 
 
+@pytest.mark.case(34)
 @pytest.mark.parametrize("victims", [["b"], ["a"], ["a", "b", "c"]], ids=["asks", "lends", "all"])
 def test_porters_killed_in_the_middle(settled: Plane, eventually: Callable[..., None], victims: list[str]) -> None:
     """kill -9 of porters under load: every request is answered right, Ray makes them anew, and nothing is left."""

@@ -237,6 +237,7 @@ def test_a_result_stays_lent_until_it_has_landed(two):
     assert two.porters["a"].report()["leases_now"] == 0
 
 
+@pytest.mark.case(34)
 def test_a_borrower_that_died_may_ask_again(two):
     """A result stays with its owner when the porter that fetched it dies: the next one gets it, and nothing is left."""
     pool, reader = two.pool("a"), two.reader("b")
@@ -370,6 +371,7 @@ def test_an_asker_that_dies_leaves_nothing(two):
     until(lambda: two.porters["b"].report()["used_blocks"] == 0, "nothing is left of it")
 
 
+@pytest.mark.case(34)
 def test_a_porter_that_died_is_asked_again(world):
     """A reader waits for the next porter of its host, and has its array from that one."""
     world.porter("a")
@@ -389,6 +391,7 @@ def test_a_porter_that_died_is_asked_again(world):
             assert (coming.result(DEADLINE_S) == 7).all()
 
 
+@pytest.mark.case(34)
 def test_a_porter_that_does_not_come_back_is_out_of_reach(world, monkeypatch):
     """Who asks gives up after a while, and says what it waited for."""
     monkeypatch.setattr("tensoryard.shm.courier._PATIENCE_S", 0.2)
