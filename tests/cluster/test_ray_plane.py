@@ -107,9 +107,12 @@ def settled(plane: Plane, eventually: Callable[..., None]) -> Plane:
 
 
 def _is_clean(plane: Plane) -> bool:
-    """Nothing is lent, landed or leased, and Ray's stores are empty."""
-    held = ("lent_now", "landed_now", "leases_now", "used_blocks")
-    return not any(report[name] for report in plane.porters().values() for name in held) and not plane.stored()
+    """Nothing is lent, landed or leased, and Ray's stores are empty; what is left is shown when a test fails."""
+    names = ("lent_now", "landed_now", "leases_now", "used_blocks")
+    held = {(host, name): report[name] for host, report in plane.porters().items() for name in names if report[name]}
+    stored = plane.stored()
+    print("left:", held, "and in Ray's stores:", stored)
+    return not held and not stored
 
 
 def _since(before: dict[str, Any], after: dict[str, Any], host: str, name: str) -> Any:
