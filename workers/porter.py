@@ -26,8 +26,9 @@ log = logger(__name__)
 
 #: What nobody uses at the moment is kept for so long: for the next request with the same array.
 _KEEP_S = 10.0
-#: A porter that fetches for longer than this has died.
-_HOLD_S = 2 * FETCH_S
+#: A porter that has borrowed for longer than this has died, or its answer got lost. If not, nothing is lost but its
+#: chance to ask again: the store has a copy, which lives as long as anybody refers to it.
+_HOLD_S = 30.0
 #: Of a pool's budget, what may be kept for nobody in particular.
 _KEPT_SHARE = 2
 #: Hosts that are counted one by one; the others together.
@@ -115,20 +116,26 @@ class Porter:
         self._arrays: dict[Hashable, Future[Bytes]] = {}
         #: Arrays of this host that are on their way: their owners wait until they have landed.
         self._leases: dict[Hashable, Bytes] = {}
+        #: Hosts that have borrowed and not given back, by what.
+        self._borrowers: dict[Hashable, set[str]] = {}
         self.counters = Counters()
 
     # -- for the porters of other hosts -------------------------------------------------------------------------------
 
-    def lend(self, parcel: Parcel) -> Any:
+    def lend(self, parcel: Parcel, borrower: str) -> Any:
         """A reference to the bytes of an array of this host, which were put into the store once for all who ask.
 
-        Raises StaleHandle, SegmentGone or ForgedHandle.
+        `borrower`: the host that asks. Raises StaleHandle, SegmentGone or ForgedHandle.
         """
         with self._lock:
             turn = self._lent.ask(parcel, parcel.handle.nbytes, shared=parcel.shared, at=self._clock())
             if turn is Turn.BRING:
                 self._references[parcel] = Future()
             coming = self._references[parcel]
+            borrowers = self._borrowers.setdefault(parcel, set())
+            if borrower in borrowers:  # it did not hear our answer
+                self._lent.done(parcel, self._clock())
+            borrowers.add(borrower)
             self.counters.lent += 1
         if turn is not Turn.BRING:
             return self._await(self._lent, coming, parcel)
@@ -143,12 +150,26 @@ class Porter:
             self.counters.put_bytes += data.nbytes
         return reference
 
-    def take_back(self, parcel: Parcel) -> None:
+    def take_back(self, parcel: Parcel, borrower: str) -> None:
         """Whoever borrowed it has it: its owner need not wait any more."""
         with self._lock:
             lease = self._leases.pop(parcel, None)
+            known = borrower in self._borrowers.get(parcel, ())
+            if known:
+                self._borrowers[parcel].remove(borrower)
         del lease
-        self._done(self._lent, parcel)
+        if known:
+            self._done(self._lent, parcel)
+
+    def borrower_died(self, borrower: str) -> None:
+        """That host has another porter now: what the one before had borrowed is not given back, but asked for again."""
+        with self._lock:
+            for parcel, hosts in self._borrowers.items():
+                if borrower in hosts:
+                    hosts.remove(borrower)
+                    self._lent.lost(parcel, self._clock())
+            dropped = self._take_dropped()
+        del dropped
 
     # -- for processes of this host -----------------------------------------------------------------------------------
 
@@ -235,6 +256,8 @@ class Porter:
             with self._lock:
                 shelf.failed(parcel)
                 del things[parcel]
+                if shelf is self._lent:
+                    del self._borrowers[parcel]
                 self.counters.failed += 1
             coming.set_exception(error)
             raise
@@ -263,7 +286,7 @@ class Porter:
         """Let go of what the shelves have dropped; under the lock, and the last references die outside of it."""
         gone: list[Any] = []
         for key in self._lent.take_dropped():
-            gone += [self._references.pop(key), self._leases.pop(key, None)]
+            gone += [self._references.pop(key), self._leases.pop(key, None), self._borrowers.pop(key, None)]
         return gone + [self._arrays.pop(key) for key in self._landed.take_dropped()]
 
     def housekeep(self) -> None:
@@ -291,6 +314,7 @@ class Porter:
             self._landed.check_invariants()
             assert len(self._references) == len(self._lent), "references and their books differ"
             assert len(self._arrays) == len(self._landed), "arrays and their books differ"
+            assert self._borrowers.keys() == self._references.keys(), "borrowers of what is not there"
             assert all(key in self._lent for key in self._leases), "an owner waits for nothing"
         self._pool.check_invariants()
 

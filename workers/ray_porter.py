@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import OutOfReach, TensoryardError
 from ..logs import logger
 from ..settings import Settings
+from ..shm import host_name
 from ..shm.courier import FETCH_S, porter_path
 from .porter import Bytes, Parcel, Porter
 from .porter_door import PorterDoor
@@ -66,6 +67,7 @@ class PorterActor:
         self._porter = Porter(RayCarrier(order.cluster), order.settings)
         self._entry_due = 0.0
         self._register()
+        self._take_over()
         path = porter_path(order.cluster, self._porter.host)
         self._door = PorterDoor(path, self._porter.fetch, self._porter.withdraw, self._tick)
         self._door.start()
@@ -82,13 +84,27 @@ class PorterActor:
             _kv().put(key, name)
         self._entry_due = time.monotonic() + _LOOK_CLOSELY_S
 
-    def lend(self, parcel: Parcel) -> list[Any]:
-        """See `Porter.lend`; in a list, or Ray would send the bytes instead of the reference."""
-        return [self._porter.lend(parcel)]
+    def _take_over(self) -> None:
+        """Where a porter of this host died, the others learn that it will not give back what it borrowed."""
+        import ray
 
-    def take_back(self, parcel: Parcel) -> None:
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            for name in porters(self._order.cluster):
+                with contextlib.suppress(ValueError):
+                    actor = ray.get_actor(name, namespace=namespace_of(self._order.cluster))
+                    actor.borrower_died.remote(self._porter.host)
+
+    def lend(self, parcel: Parcel, borrower: str) -> list[Any]:
+        """See `Porter.lend`; in a list, or Ray would send the bytes instead of the reference."""
+        return [self._porter.lend(parcel, borrower)]
+
+    def take_back(self, parcel: Parcel, borrower: str) -> None:
         """See `Porter.take_back`."""
-        self._porter.take_back(parcel)
+        self._porter.take_back(parcel, borrower)
+
+    def borrower_died(self, borrower: str) -> None:
+        """See `Porter.borrower_died`."""
+        self._porter.borrower_died(borrower)
 
     def stop(self) -> None:
         """Let nobody in any more, and leave nothing behind."""
@@ -105,6 +121,7 @@ class RayCarrier:
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
+        self._host = host_name()
         #: The porters asked lately, by host: to look one up costs two questions to the head node.
         self._actors: dict[str, Any] = {}
 
@@ -135,14 +152,14 @@ class RayCarrier:
         import ray
 
         actor = self._actor(parcel.handle.host)
-        (reference,) = ray.get(actor.lend.remote(parcel), timeout=FETCH_S)
+        (reference,) = ray.get(actor.lend.remote(parcel, self._host), timeout=FETCH_S)
         data: Bytes = np.asarray(ray.get(reference, timeout=FETCH_S))
         return data
 
     def give_back(self, parcel: Parcel) -> None:
         """See `Carrier.give_back`."""
         with contextlib.suppress(Exception):  # it looks after itself in time
-            self._actor(parcel.handle.host).take_back.remote(parcel)
+            self._actor(parcel.handle.host).take_back.remote(parcel, self._host)
 
     def _actor(self, host: str) -> Any:
         """The porter of a host. OutOfReach when none has ever said that it is there, ValueError when it is gone."""

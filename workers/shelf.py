@@ -35,6 +35,8 @@ class Item:
     #: Those who have asked for it and are not `done`.
     users: int = 0
     there: bool = False
+    #: A user of it died, and may ask again.
+    lost: bool = False
 
 
 class Shelf:
@@ -69,6 +71,7 @@ class Shelf:
         if item is None:
             item = self._items[key] = Item(size_bytes, shared, at)
         item.users += 1
+        item.lost = False
         self._touch(key, item, at)
         return turn
 
@@ -91,9 +94,16 @@ class Shelf:
             return
         item.users -= 1
         self._touch(key, item, at)
-        if not item.users and item.there and not item.shared:
+        if not item.users and item.there and not (item.shared or item.lost):
             self._drop(key)
         self._make_room()
+
+    def lost(self, key: Hashable, at: float) -> None:
+        """One user less, which died: it is kept for a while, since whoever comes in its place asks again."""
+        item = self._items.get(key)
+        if item is not None:
+            item.lost = True
+            self.done(key, at)
 
     def tick(self, at: float) -> None:
         """Time has passed: due about once a second."""
@@ -140,7 +150,7 @@ class Shelf:
         assert all(item.users >= 0 for item in self._items.values()), "something has fewer users than none"
         assert all(item.users for item in self._items.values() if not item.there), "something is brought for nobody"
         idle = [item for item in there if not item.users]
-        assert all(item.shared for item in idle), "what is nobody else's outlives its user"
+        assert all(item.shared or item.lost for item in idle), "what is nobody else's outlives its user"
         assert not idle or self.size_bytes <= self._budget_bytes, "more is kept than may be"
         ages = [item.at for item in self._items.values()]
         assert ages == sorted(ages), "the oldest is not first"

@@ -498,7 +498,11 @@ PORTER = [
         f"landed, {porter._HOLD_S:g} s at most; in the store Ray's own limit, beyond which it spills",
         rule="the oldest that nobody uses is given up",
         seen="`lent_now`, `leases_now` of a porter's report",
-        holds=("workers/porter.py:Porter._references", "workers/porter.py:Porter._leases"),
+        holds=(
+            "workers/porter.py:Porter._references",
+            "workers/porter.py:Porter._leases",
+            "workers/porter.py:Porter._borrowers",
+        ),
         tests=(
             "tests/workers/test_shelf.py::test_what_nobody_uses_is_kept_for_a_while",
             "tests/workers/test_shelf.py::test_who_never_says_done_is_forgotten",

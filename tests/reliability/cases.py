@@ -212,6 +212,14 @@ CASES = [
         "whoever is turned away learns why, and nobody else notices",
         "anything against who holds a whole address: it is handed out like a password",
     ),
+    _case(
+        34,
+        "a porter is killed, or arrays lie on a host that has none",
+        "who waits for it asks the next one, which Ray makes: inputs are fetched again, and results that went with it "
+        "are computed again; what it held goes with it or, lent by others, within half a minute. Where none comes, "
+        "arrays go in messages, one try later",
+        "that this costs nothing: messages pass through the coordinator, and count against its bounds",
+    ),
 ]
 
 PAGE = """# What is promised, and what is not

@@ -19,7 +19,7 @@ from tensoryard.errors import OutOfReach, SegmentGone, StaleHandle
 from tensoryard.settings import Settings
 from tensoryard.shm import Courier, Pool, Reader, messages
 from tensoryard.shm.courier import porter_path
-from tensoryard.workers.porter import Counters, Porter
+from tensoryard.workers.porter import Counters, Parcel, Porter
 from tensoryard.workers.porter_door import PorterDoor
 
 CLUSTER = "here"
@@ -28,10 +28,14 @@ SIZE = 100_000
 
 
 class Carrier:
-    """What Ray's object store is to porters, in a dictionary; counts, and fails when it is told to."""
+    """What Ray's object store is to porters: hands copies on; fails when it is told to, or dies having borrowed."""
+
+    #: The host that borrows, of which the lender only remembers the name.
+    host = "x"
 
     def __init__(self, porters):
         self._porters = porters
+        self.dying = False
         self.brought = 0
         self.failure = None
         self.gate = threading.Event()
@@ -44,16 +48,19 @@ class Carrier:
 
     def bring(self, parcel):
         assert self.gate.wait(DEADLINE_S)
+        if self.dying:
+            self._porters[parcel.handle.host].lend(parcel, self.host)
+            raise OutOfReach("died")
         if self.failure is not None:
             raise self.failure
         if parcel.handle.host not in self._porters:
             raise OutOfReach("no porter")
         self.brought += 1
-        return self._porters[parcel.handle.host].lend(parcel)
+        return self._porters[parcel.handle.host].lend(parcel, self.host)
 
     def give_back(self, parcel):
         if parcel.handle.host in self._porters:
-            self._porters[parcel.handle.host].take_back(parcel)
+            self._porters[parcel.handle.host].take_back(parcel, self.host)
 
 
 class Clock:
@@ -230,6 +237,54 @@ def test_a_result_stays_lent_until_it_has_landed(two):
     assert two.porters["a"].report()["leases_now"] == 0
 
 
+@pytest.mark.case(34)
+def test_a_borrower_that_died_may_ask_again(two):
+    """A result stays with its owner when the porter that fetched it dies: the next one gets it, and nothing is left."""
+    pool, reader = two.pool("a"), two.reader("b")
+    loan, _ = pool.publish(array())
+    handle = loan.handle
+    pool.send(loan)
+    question = ("word",)
+    two.carrier.dying = True
+    with pytest.raises(OutOfReach):
+        two.porters["b"].fetch(handle, 0, *question)
+    two.carrier.dying = False
+    two.porters["a"].borrower_died("x")
+    assert used(pool) == 1
+    assert (reader.claim(two.porters["b"].fetch(handle, 0, *question)) == 7).all()
+    until(lambda: used(pool) == 0, "its owner has it back")
+    assert two.porters["a"].report()["lent_now"] == 0
+
+
+def test_who_asks_twice_has_borrowed_once(two):
+    """A porter that did not hear the answer asks again, and gives back once: then nothing is lent any more."""
+    loan, _ = (pool := two.pool("a")).publish(array())
+    handle = loan.handle
+    pool.send(loan)
+    two.carrier.host = "b"
+    lend = two.porters["a"].lend
+    lend(Parcel.of(handle, 0, "word"), "b")
+    assert (two.reader("b").claim(two.porters["b"].fetch(handle, 0, "word")) == 7).all()
+    assert two.porters["a"].report()["lent_now"] == two.porters["a"].report()["leases_now"] == 0
+    assert two.porters["a"].report()["puts"] == 1
+
+
+def test_what_a_dead_borrower_had_is_given_up_in_time(two):
+    """When nobody comes in its place, its owner has the block back after a while."""
+    pool = two.pool("a")
+    loan, _ = pool.publish(array())
+    handle = loan.handle
+    pool.send(loan)
+    two.carrier.dying = True
+    with pytest.raises(OutOfReach):
+        two.porters["b"].fetch(handle, 0, "word")
+    two.porters["a"].borrower_died("x")
+    two.clock.at += 11
+    two.porters["a"].housekeep()
+    until(lambda: used(pool) == 0, "its owner has it back")
+    assert two.porters["a"].report()["lent_now"] == two.porters["a"].report()["leases_now"] == 0
+
+
 def test_memory_that_is_gone_is_told_by_its_name(two):
     """A block that was reused is stale, a process that ended is gone: both as on one host, and both leave nothing."""
     pool, reader = two.pool("a"), two.reader("b")
@@ -316,6 +371,7 @@ def test_an_asker_that_dies_leaves_nothing(two):
     until(lambda: two.porters["b"].report()["used_blocks"] == 0, "nothing is left of it")
 
 
+@pytest.mark.case(34)
 def test_a_porter_that_died_is_asked_again(world):
     """A reader waits for the next porter of its host, and has its array from that one."""
     world.porter("a")
@@ -335,6 +391,7 @@ def test_a_porter_that_died_is_asked_again(world):
             assert (coming.result(DEADLINE_S) == 7).all()
 
 
+@pytest.mark.case(34)
 def test_a_porter_that_does_not_come_back_is_out_of_reach(world, monkeypatch):
     """Who asks gives up after a while, and says what it waited for."""
     monkeypatch.setattr("tensoryard.shm.courier._PATIENCE_S", 0.2)

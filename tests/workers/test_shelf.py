@@ -62,6 +62,17 @@ def test_who_never_says_done_is_forgotten():
     assert one.take_dropped() == ["a"]
 
 
+def test_what_a_dead_user_had_waits_for_the_next():
+    """A thing of one user alone is kept for a while when that died; given back by the next, it goes."""
+    one = shelf()
+    one.ask("a", 10, shared=False, at=0.0)
+    one.arrived("a", 0.0)
+    one.lost("a", 1.0)
+    assert one.ask("a", 10, shared=False, at=2.0) is Turn.TAKE
+    one.done("a", 3.0)
+    assert one.take_dropped() == ["a"]
+
+
 def test_beyond_the_budget_the_one_used_longest_ago_goes():
     """What nobody uses makes room for what comes, the oldest first; what is in use does not."""
     one = shelf()
@@ -146,6 +157,15 @@ class AnyCourse(RuleBasedStateMachine):
             user = data.draw(st.sampled_from(ready))
             self.users.remove(user)
             self.shelf.done(user[0], self.at)
+            self.look()
+
+    @rule(data=st.data())
+    def die(self, data):
+        ready = [user for user in self.users if user[0] in self.there]
+        if ready:
+            user = data.draw(st.sampled_from(ready))
+            self.users.remove(user)
+            self.shelf.lost(user[0], self.at)
             self.look()
 
     @rule(key=KEYS)
