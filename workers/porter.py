@@ -260,6 +260,7 @@ class Porter:
                     del self._borrowers[parcel]
                 self.counters.failed += 1
             coming.set_exception(error)
+            del coming  # by which the error would keep itself, its frames, and what came
             raise
         with self._lock:
             shelf.arrived(parcel, self._clock())

@@ -140,9 +140,10 @@ class RayCarrier:
             try:
                 return self._bring(parcel)
             except ray.exceptions.RayTaskError as error:
-                cause = error.cause
+                cause = _bare(error).cause
                 raise cause if isinstance(cause, TensoryardError) else _unreached(parcel, error) from error
             except (ray.exceptions.RayError, ValueError) as error:
+                _bare(error)
                 self._actors.pop(parcel.handle.host, None)
                 if isinstance(error, ray.exceptions.GetTimeoutError) or time.monotonic() > give_up:
                     raise _unreached(parcel, error) from error
@@ -174,6 +175,11 @@ class RayCarrier:
                 self._actors.clear()
             actor = self._actors[host] = ray.get_actor(name.decode(), namespace=namespace_of(self._cluster))
         return actor
+
+
+def _bare(error: Any) -> Any:
+    """An error of Ray's without its frames, of which one keeps it: all of ours, with their arrays, would stay."""
+    return error.with_traceback(None)
 
 
 def _unreached(parcel: Parcel, error: Exception) -> OutOfReach:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -155,6 +157,26 @@ def test_an_input_is_read_on_another_host(two):
     assert got.dtype == np.float32
     assert (got == 7).all()
     assert not got.flags.writeable
+
+
+def test_what_came_and_cannot_be_landed_goes_at_once(two, monkeypatch):
+    """The error keeps neither its frames nor, by them, bytes that the store would have to keep too."""
+    loan = two.pool("a").place(array())
+    came = []
+
+    def bring(_parcel):
+        data = np.zeros(5, np.uint8)
+        came.append(weakref.ref(data))
+        return data
+
+    monkeypatch.setattr(two.carrier, "bring", bring)
+    gc.disable()
+    try:
+        with contextlib.suppress(StaleHandle):
+            two.porters["b"].fetch(loan.handle, loan.use, "")
+        assert [reference() for reference in came] == [None]
+    finally:
+        gc.enable()
 
 
 def test_one_block_travels_once_for_all_its_readers(two):
