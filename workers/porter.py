@@ -131,13 +131,14 @@ class Porter:
             turn = self._lent.ask(parcel, parcel.handle.nbytes, shared=parcel.shared, at=self._clock())
             if turn is Turn.BRING:
                 self._references[parcel] = Future()
-            coming = self._references[parcel]
+            # Whoever brings it does not look at this: by it the error of a failure would keep itself, and what came.
+            coming = None if turn is Turn.BRING else self._references[parcel]
             borrowers = self._borrowers.setdefault(parcel, set())
             if borrower in borrowers:  # it did not hear our answer
                 self._lent.done(parcel, self._clock())
             borrowers.add(borrower)
             self.counters.lent += 1
-        if turn is not Turn.BRING:
+        if coming is not None:
             return self._await(self._lent, coming, parcel)
         return self._bring(self._lent, self._references, parcel, self._put)
 
@@ -188,8 +189,8 @@ class Porter:
                 self._arrays[parcel] = Future()
             else:
                 self.counters.shared += 1
-            coming = self._arrays[parcel]
-        if turn is Turn.BRING:
+            coming = None if turn is Turn.BRING else self._arrays[parcel]  # see `lend`
+        if coming is None:
             landed = self._bring(self._landed, self._arrays, parcel, self._land)
         else:
             landed = self._await(self._landed, coming, parcel)
