@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ _RETRY_S = 0.2
 #: So often the keeper looks for nodes, and for porters that are gone for good; and a porter for its own entry.
 _LOOK_S = 1.0
 _LOOK_CLOSELY_S = 5.0
+#: How long a node keeps its porter without a worker: another may be about to come.
+_LINGER_S = 10.0
 #: Porters of other hosts remembered; beyond, all are looked up again.
 _MAX_ACTORS = 1024
 #: How long porters may take to leave.
@@ -110,6 +113,9 @@ class PorterActor:
         """Let nobody in any more, and leave nothing behind."""
         self._door.close()
         self._porter.close()
+        key = _key(self._order.cluster, self._porter.host)
+        if _kv().get(key) == self._order.actor.encode():
+            _kv().delete(key)
 
     def report(self) -> dict[str, Any]:
         """See `Porter.report`; and its process."""
@@ -188,14 +194,22 @@ def _unreached(parcel: Parcel, error: Exception) -> OutOfReach:
 
 
 class PorterKeeper:
-    """Sees to it that each node has a porter, once there are several; part of the fleet's actor."""
+    """Sees to it that each node with a worker, and the fleet's own, has a porter; part of the fleet's actor.
 
-    def __init__(self, cluster: str, settings: Settings, *, detached: bool) -> None:
+    There is none elsewhere: Ray takes no node for idle, and lets none go, on which an actor lives. `workers` tells the
+    node of each worker.
+    """
+
+    def __init__(
+        self, cluster: str, settings: Settings, *, detached: bool, workers: Callable[[], Mapping[str, str]]
+    ) -> None:
         self._cluster = cluster
         self._settings = settings
         self._detached = detached
-        #: The porters by node.
+        self._workers = workers
+        #: The porters by node, and until when those stay that are not wanted any more.
         self._actors: dict[str, Any] = {}
+        self._leaving: dict[str, float] = {}
         self._look_closely_at = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tensoryard-porters", daemon=True)
@@ -214,17 +228,33 @@ class PorterKeeper:
     def _look(self) -> None:
         import ray
 
-        nodes = {found["NodeID"] for found in ray.nodes() if found["Alive"]}  # type: ignore[no-untyped-call]
-        for node in self._actors.keys() - nodes:
-            with contextlib.suppress(Exception):
-                ray.kill(self._actors.pop(node))
-        if len(nodes) < 2:  # all that there is reads each other's memory
-            return
-        closely = time.monotonic() > self._look_closely_at
+        now = time.monotonic()
+        alive = {found["NodeID"] for found in ray.nodes() if found["Alive"]}  # type: ignore[no-untyped-call]
+        wanted = self._wanted() & alive
+        for node in self._actors.keys() - wanted:
+            if node not in alive or self._leaving.setdefault(node, now + _LINGER_S) < now:
+                self._end(node)
+        self._leaving = {node: at for node, at in self._leaving.items() if node in self._actors.keys() - wanted}
+        closely = now > self._look_closely_at
         if closely:
-            self._look_closely_at = time.monotonic() + _LOOK_CLOSELY_S
-        for node in nodes if closely else nodes - self._actors.keys():
+            self._look_closely_at = now + _LOOK_CLOSELY_S
+        for node in wanted if closely else wanted - self._actors.keys():
             self._actors[node] = self._make(node)
+
+    def _wanted(self) -> set[str]:
+        """The nodes that need one; none while all is on one, where everybody reads everybody's memory."""
+        import ray
+
+        nodes = {ray.get_runtime_context().get_node_id(), *self._workers().values()}
+        return nodes if len(nodes) > 1 else set()
+
+    def _end(self, node: str) -> None:
+        import ray
+
+        actor = self._actors.pop(node)
+        with contextlib.suppress(Exception):
+            ray.wait([actor.stop.remote()], timeout=_STOP_S)
+            ray.kill(actor, no_restart=True)
 
     def _make(self, node: str) -> Any:
         """The porter of a node; the one that is there, if there is one."""

@@ -214,7 +214,7 @@ class FleetActor:
             life=order.lives,
         )
         self._runner.start()
-        self._porters = PorterKeeper(order.name, order.settings, detached=order.detached)
+        self._porters = PorterKeeper(order.name, order.settings, detached=order.detached, workers=self._launcher.places)
         self._porters.start()
         if order.detached:
             threading.Thread(target=self._leave, daemon=True).start()

@@ -95,8 +95,8 @@ def test_newer_workers_join_an_older_coordinator(release: Callable[..., None], d
         yard.wait_ready()
         [old] = versions(client)
         release(
-            proto__wire=('"loads"]', '"loads", "telepathy"]'),
-            workers__main=("features=wire.FEATURES,", "features=[*wire.FEATURES, 'clairvoyance'],"),
+            proto__wire=("FEATURES = [", 'FEATURES = ["telepathy", '),
+            workers__main=("features=features,", "features=[*features, 'clairvoyance'],"),
         )
         yard.deploy([msgspec.structs.replace(deployment, options={"changed": True})])
         seen = versions(client)

@@ -524,6 +524,7 @@ PORTER = [
         seen="`fetched_bytes` of a porter's report",
         holds=(
             "workers/ray_porter.py:PorterKeeper._actors",
+            "workers/ray_porter.py:PorterKeeper._leaving",
             "workers/ray_porter.py:RayCarrier._actors",
             "workers/porter.py:Counters.fetched_bytes",
         ),
