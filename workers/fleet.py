@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..proto.deployment import Deployment
@@ -142,6 +142,12 @@ class Fleet:
                 if member.unplaced and member.name not in why:
                     member.since = at
                 member.unplaced = why.get(member.name, "")
+        return self.tick(at)
+
+    def doomed(self, names: Collection[str], at: float) -> list[Effect]:
+        """Which workers are on nodes that are about to go: others are started, and take their places."""
+        for member in self.members:
+            member.doomed = member.name in names
         return self.tick(at)
 
     def loads(self, loads: Mapping[str, tuple[int, int]], at: float) -> list[Effect]:

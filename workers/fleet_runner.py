@@ -59,6 +59,7 @@ class FleetRunner:
         self._inbox: queue.SimpleQueue[Callable[[], list[Effect]]] = queue.SimpleQueue()
         #: Workers without a place, as they were last seen.
         self._unplaced: dict[str, str] = {}
+        self._doomed: set[str] = set()
         self.finished = threading.Event()
         self._session = Session(
             address=address,
@@ -118,7 +119,7 @@ class FleetRunner:
                 effects += self._fleet.tick(time.monotonic())
                 due = time.monotonic() + _TICK_S
             if time.monotonic() >= look:
-                effects += self._look_for_places()
+                effects += self._look_for_places() + self._look_for_the_doomed()
                 look = time.monotonic() + _PLACES_S
             for effect in effects:
                 self._try(effect)
@@ -136,6 +137,20 @@ class FleetRunner:
             log.warning("worker %s has no place to run: %s", name, unplaced[name])
         self._unplaced = unplaced
         return self._fleet.unplaced(unplaced, time.monotonic())
+
+    def _look_for_the_doomed(self) -> list[Effect]:
+        """Tell the fleet, and in the log, whose nodes are about to go."""
+        try:
+            doomed = self._launcher.doomed()
+        except Exception:
+            log.exception("whether nodes are about to go could not be seen")
+            return []
+        if doomed == self._doomed:
+            return []
+        for name in doomed - self._doomed:
+            log.warning("the node of worker %s is about to go: another takes its place", name)
+        self._doomed = doomed
+        return self._fleet.doomed(doomed, time.monotonic())
 
     def _try(self, effect: Effect) -> None:
         """Trouble with one worker must not end the care for all."""

@@ -37,6 +37,9 @@ class Launcher(Protocol):
     def unplaced(self) -> dict[str, str]:
         """Workers that were launched a while ago and have no place to run yet: their names, and what is missing."""
 
+    def doomed(self) -> set[str]:
+        """Workers whose place is about to go, by their names."""
+
     def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
         """How many workers of each deployment are wanted now; a cluster that can grow may prepare for them."""
 
@@ -75,6 +78,10 @@ class ProcessLauncher:
     def unplaced(self) -> dict[str, str]:
         """A process starts at once."""
         return {}
+
+    def doomed(self) -> set[str]:
+        """This machine stays."""
+        return set()
 
     def plan(self, wanted: Sequence[tuple[Deployment, int]]) -> None:
         """This machine is as large as it is."""

@@ -26,6 +26,7 @@ log = logger(__name__)
 
 #: An actor that has no node for so long is waited for aloud.
 _PATIENCE_S = 5.0
+_GCS_TIMEOUT_S = 5.0
 
 
 class WorkerActor:
@@ -168,6 +169,12 @@ class RayLauncher:
         found = {name: missing(worker.deployment, seen, worker.pinned) for name, worker in waiting.items()}
         return {name: text for name, text in found.items() if text}
 
+    def doomed(self) -> set[str]:
+        """Workers on nodes that Ray drains: for an autoscaler, or because their machine is taken away."""
+        places = self.places()
+        leaving = draining() if places else set()
+        return {name for name, node in places.items() if node in leaving}
+
     def kill(self, name: str) -> None:
         """End an actor's process."""
         import ray
@@ -186,6 +193,13 @@ class RayLauncher:
             self.kill(name)
         for watcher in self._watchers:
             watcher.join(timeout=10)
+
+
+def draining() -> set[str]:
+    """The nodes that take nothing new and are about to go."""
+    from ray._private.worker import global_worker
+
+    return set(global_worker.gcs_client.get_draining_nodes(timeout=_GCS_TIMEOUT_S))  # type: ignore[attr-defined]
 
 
 def nodes() -> list[Node]:

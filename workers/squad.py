@@ -51,6 +51,8 @@ class Member:
     excused: bool = False
     #: Why it has no place to run yet; "" once it has.
     unplaced: str = ""
+    #: Its node is about to go: another is to take its place before.
+    doomed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,7 @@ class Squad:
 
     @property
     def outdated(self) -> list[Member]:
-        """Those present that were launched with something else than is wanted now."""
+        """Those present that are to be replaced: launched with something else than is wanted now, or doomed."""
         return [member for member in self.present if not self._is_current(member)]
 
     @property
@@ -196,8 +198,8 @@ class Squad:
         outdated = self.outdated
         serving = sum(member.state is MemberState.READY for member in self.present)
         spare = serving - self.wanted
-        if spare <= 0 and self._is_cramped(at):
-            spare = 1
+        if spare <= 0 and self._is_cramped(at):  # of a node that is about to go nobody could have the place
+            outdated, spare = [member for member in outdated if not member.doomed], 1
         return outdated[: max(spare, 0)]
 
     def _is_cramped(self, at: float) -> bool:
@@ -220,7 +222,8 @@ class Squad:
         return [member for member in self.present if self._is_current(member)]
 
     def _is_current(self, member: Member) -> bool:
-        return member.revision == self.revision and same_workers(member.deployment, self.deployment)
+        wanted = member.revision == self.revision and same_workers(member.deployment, self.deployment)
+        return wanted and not member.doomed
 
     def _launch(self, at: float) -> Launch:
         name = f"{self.deployment.name}-{next(self.numbers)}"

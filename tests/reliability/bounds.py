@@ -468,6 +468,7 @@ WORKER = [
             "workers/ray_launcher.py:RayLauncher._workers",
             "workers/ray_launcher.py:RayLauncher._counts",
             "workers/fleet_runner.py:FleetRunner._unplaced",
+            "workers/fleet_runner.py:FleetRunner._doomed",
             "workers/ray_launcher.py:RayLauncher._watchers",
             "workers/ray_launcher.py:RayLauncher._bundles",
         ),

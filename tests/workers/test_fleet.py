@@ -273,6 +273,25 @@ def test_workers_without_a_place_are_told_of_and_not_counted_as_failures():
     assert pending(fleet.worker_ready(two, 1052.0)) == [""]
 
 
+def test_a_worker_whose_node_is_about_to_go_is_replaced_before():
+    """Another starts beside it, and it is let go when that one serves; a node that stays after all keeps its worker."""
+    fleet, old = started(2)
+    [new] = launched(fleet.doomed({old[0]}, 1.0))
+    assert fleet.tick(5.0) == []
+    assert drained(fleet.worker_ready(new, 6.0)) == [old[0]]
+    assert fleet.worker_ended(old[0], "drained", 7.0) == []
+    [newer] = launched(fleet.doomed({old[1]}, 8.0))
+    assert killed(fleet.doomed((), 9.0)) == [newer]
+
+
+def test_where_there_is_no_place_but_on_the_node_that_goes_its_worker_serves_to_the_end():
+    """Unlike a change, for which one makes room: its place would be nobody's."""
+    fleet, [old] = started(1)
+    [new] = launched(fleet.doomed({old}, 0.0))
+    fleet.unplaced({new: "no free GPU"}, 1.0)
+    assert fleet.tick(CRAMPED_S + 100.0) == []
+
+
 def test_a_deployment_that_is_gone_ends():
     """Its workers are drained, those still loading killed, and none comes back."""
     fleet, [ready] = started(1)
@@ -583,6 +602,8 @@ class AnyCourse(RuleBasedStateMachine):
         self.alive: dict[str, ty.Deployment] = {}
         self.drained: set[str] = set()
         self.killed: set[str] = set()
+        #: Those whose node is about to go.
+        self.uprooted: set[str] = set()
         self.ever: set[str] = set()
         self.wanted: dict[str, ty.Deployment] = {}
         self.stopping = False
@@ -643,6 +664,11 @@ class AnyCourse(RuleBasedStateMachine):
         self.see(self.fleet.unplaced(dict.fromkeys(names, "no room"), self.at))
 
     @rule(data=st.data())
+    def uproot(self, data: st.DataObject) -> None:
+        self.uprooted = data.draw(st.sets(st.sampled_from([*sorted(self.alive), "stranger"])))
+        self.see(self.fleet.doomed(self.uprooted, self.at))
+
+    @rule(data=st.data())
     def lost(self, data: st.DataObject) -> None:
         self.see(self.fleet.worker_lost(self.any_name(data), "it hung"))
 
@@ -673,14 +699,16 @@ class AnyCourse(RuleBasedStateMachine):
         assert sorted(member.name for member in self.fleet.members) == sorted(self.alive)
         assert self.finished <= 1
         for name, deployment in self.wanted.items():
-            serving = [d for n, d in self.alive.items() if d.name == name and n not in self.doomed]
-            rolling = any(d.options != deployment.options for d in serving)
+            serving = {n: d for n, d in self.alive.items() if d.name == name and n not in self.doomed}
+            rolling = any(d.options != deployment.options or n in self.uprooted for n, d in serving.items())
             assert len(serving) <= deployment.replicas + rolling * max(1, deployment.replicas // 4)
 
     def teardown(self) -> None:
         """Left in peace, with every process doing as it is told, the fleet gets to what is wanted."""
         if not hasattr(self, "fleet"):
             return
+        self.uprooted = set()
+        self.see(self.fleet.doomed((), self.at))
         for _ in range(12):
             for name in self.doomed:
                 self.end(name)

@@ -204,6 +204,7 @@ class Pretending:
         self.refuse: Exception | None = None
         self.closed = 0
         self.homeless: dict[str, str] = {}
+        self.leaving: set[str] = set()
         self.planned: list[tuple[str, int]] = []
 
     def launch(self, name: str, deployment: ty.Deployment, address: str, on_end: OnEnd) -> None:
@@ -218,6 +219,9 @@ class Pretending:
 
     def unplaced(self) -> dict[str, str]:
         return self.homeless
+
+    def doomed(self) -> set[str]:
+        return self.leaving
 
     def plan(self, wanted: Any) -> None:
         self.planned = [(deployment.name, count) for deployment, count in wanted]
