@@ -222,7 +222,11 @@ def run_seed(seed, *, hostile=False):
 
 def run_plan(plan):
     """Act a plan out."""
-    os.environ["TENSORYARD_HOST"] = "h1"
+    with _on_host("h1"):
+        return _act_out(plan)
+
+
+def _act_out(plan):
     site = Site(plan)
     violation = None
     with memory.small_segments(), _quiet():
@@ -245,6 +249,19 @@ def run_plan(plan):
         site.network.counts,
         site,
     )
+
+
+@contextlib.contextmanager
+def _on_host(name):
+    """While inside, this process is on a host of that name; what starts later is not to find it in its environment."""
+    before = os.environ.get("TENSORYARD_HOST")
+    os.environ["TENSORYARD_HOST"] = name
+    try:
+        yield
+    finally:
+        del os.environ["TENSORYARD_HOST"]
+        if before is not None:
+            os.environ["TENSORYARD_HOST"] = before
 
 
 @contextlib.contextmanager
