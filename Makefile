@@ -48,7 +48,7 @@ setup: $(DONE)/test
 
 test: lint
 	rm -f .coverage .coverage.*
-	$(BIN)/pytest -n 3 --dist loadfile --cov --cov-report=
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	$(BIN)/coverage report --include='shm/*,proto/*,coordinator/*' --skip-covered --fail-under=95
 
 soak: $(DONE)/demo

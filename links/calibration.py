@@ -36,8 +36,9 @@ _SIZES = tuple(1 << power for power in range(13, 18))
 _ROUNDS = 25
 #: Room for a slab of every size.
 _POOL_BYTES = 32 << 20
-#: Not named like a connection file, which would be swept.
-_FILE = "array-thresholds"
+#: Not named like a connection file, which would be swept. Each version has its own: while workers are rolled over to
+#: the next one, both start on this machine, and neither is to undo what the other has found.
+FILE = f"array-thresholds-{__version__}"
 _POLL_MS = 1000
 
 #: Seconds that an array takes from one side to the other and back into numpy, when it goes one way or the other.
@@ -51,8 +52,6 @@ class Thresholds(msgspec.Struct, frozen=True):
     handle_bytes: int
     #: As a frame of its own, between hosts.
     out_of_band_bytes: int
-    #: Who measured.
-    software: str = __version__
 
 
 #: Where nothing can be measured.
@@ -70,8 +69,8 @@ def thresholds_of(settings: Settings) -> Thresholds:
 
 def thresholds() -> Thresholds:
     """This machine's. Of many processes that ask at once, one measures and the others wait for it."""
-    path = runtime_dir() / _FILE
-    with _locked(path.with_suffix(".guard")):
+    path = runtime_dir() / FILE
+    with _locked(path.with_name(f"{FILE}.guard")):
         found = _remembered(path)
         if found is None:
             found = _measured()
@@ -95,13 +94,13 @@ def _remembered(path: Path) -> Thresholds | None:
         found = msgspec.json.decode(path.read_bytes(), type=Thresholds)
     except (OSError, msgspec.DecodeError):
         return None
-    usable = found.software == __version__ and found.handle_bytes > 0 and found.out_of_band_bytes > 0
+    usable = found.handle_bytes > 0 and found.out_of_band_bytes > 0
     return found if usable else None
 
 
 def _remember(path: Path, found: Thresholds) -> None:
     """A whole file or none."""
-    fresh = path.with_suffix(".new")
+    fresh = path.with_name(f"{path.name}.new")
     fresh.write_bytes(msgspec.json.encode(found))
     fresh.rename(path)
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tensoryard import logs
-from tensoryard.links.calibration import DEFAULT
+from tensoryard.links.calibration import DEFAULT, FILE
 
 DEADLINE_S = 60.0
 
@@ -47,7 +47,7 @@ def runtime_folder() -> Iterator[Path]:
         for name in ("TENSORYARD_HOST", "TENSORYARD_ADDRESS", "RAY_ADDRESS"):
             patch.delenv(name, raising=False)
         # Which way an array goes is the same on every machine: 64 KiB.
-        (folder / "array-thresholds").write_bytes(msgspec.json.encode(DEFAULT))
+        (folder / FILE).write_bytes(msgspec.json.encode(DEFAULT))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         yield folder
     assert not [name for name in os.listdir("/dev/shm") if "tensoryard" in name], "something of ours is in /dev/shm"

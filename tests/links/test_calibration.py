@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tensoryard.links import calibration
-from tensoryard.links.calibration import DEFAULT, Thresholds, crossing, thresholds, thresholds_of
+from tensoryard.links.calibration import DEFAULT, FILE, Thresholds, crossing, thresholds, thresholds_of
 from tensoryard.settings import Settings
 from tensoryard.shm import runtime_dir
 
@@ -23,7 +23,7 @@ SIZES = (8, 16, 32, 64)
 def nothing_known(monkeypatch, runtime_folder):
     """A runtime folder in which nobody has measured."""
     monkeypatch.setenv("TENSORYARD_RUNTIME_DIR", str(runtime_folder / secrets.token_hex(4)))
-    return runtime_dir() / "array-thresholds"
+    return runtime_dir() / FILE
 
 
 @pytest.fixture
@@ -80,14 +80,22 @@ def test_it_is_measured_once(nothing_known, measured):
         b"{",
         b"[1,2]",
         b'{"handle_bytes":"x","out_of_band_bytes":1}',
-        b'{"handle_bytes":1,"out_of_band_bytes":1,"software":"0"}',
     ],
 )
 def test_what_cannot_be_used_is_measured_anew(nothing_known, measured, content):
-    """A broken file, or one of another version, is replaced."""
+    """A broken file is replaced."""
     nothing_known.write_bytes(content)
     assert thresholds() == measured[0]
     assert msgspec.json.decode(nothing_known.read_bytes(), type=Thresholds) == measured[0]
+
+
+def test_another_version_keeps_what_it_has_found(nothing_known, measured, monkeypatch):
+    """While workers are rolled over to a new version, those of the old one go on as they were."""
+    old = thresholds()
+    monkeypatch.setattr(calibration, "FILE", f"{FILE}-of-the-next")
+    assert thresholds() == measured[1]
+    monkeypatch.setattr(calibration, "FILE", FILE)
+    assert (thresholds(), len(measured)) == (old, 2)
 
 
 def test_nonsense_in_the_file_is_not_believed(nothing_known, measured):
