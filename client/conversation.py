@@ -307,35 +307,42 @@ class Conversation:
 
     def _on_output(self, message: wire.Partial | wire.Final, body: wire.Frames, at: float) -> None:
         """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""
-        if len(self.parked) and self.parked.waits(message.request_id, (message, body)):
+        request_id = message.request_id
+        if self.parked.letters and self.parked.waits(request_id, (message, body)):
             return
         entry = self._meant(message)
         try:
             output = self._decode(body, entry.output_type if entry else Any)
         except Abroad:
             if entry is not None:
-                self.parked.park(message.request_id, (message, body))
-                self._fetch(message.request_id, body, entry.output_type)
+                self.parked.park(request_id, (message, body))
+                self._fetch(request_id, body, entry.output_type)
             return
         except Exception as error:
-            self._take(message, body, error, at)  # by no other name: its frames, this one too, would keep it for ever
+            # By no other name: its frames, this one too, would keep it for ever.
+            self._take(self._meant(message), message, body, error, at)
             return
-        self._take(message, body, output, at)
+        if entry is self.pending.get(request_id):  # not ended meanwhile by its caller
+            self._take(entry, message, body, output, at)
 
     def fetched(self, request_id: str, output: Any, at: float) -> None:
         """An output has been read aside, or cannot be (an exception): it comes now, and what waited behind it."""
         letters = self.parked.fetched(request_id)
         if letters:
-            self._take(*_of_output(letters.popleft()), output, self._latest(at))
+            first, body = _of_output(letters.popleft())
+            self._take(self._meant(first), first, body, output, self._latest(at))
         for message, body in letters:
             self.message(message, body, at)
 
-    def _take(self, message: wire.Partial | wire.Final, body: wire.Frames, output: Any, at: float) -> None:
-        """An output that has been read, or why it cannot be."""
-        entry = self._meant(message)
-        if entry is not None and message.seq == 0:
+    def _take(
+        self, entry: Pending | None, message: wire.Partial | wire.Final, body: wire.Frames, output: Any, at: float
+    ) -> None:
+        """An output that has been read, or why it cannot be, for whom it is meant."""
+        if entry is None:
+            return
+        if message.seq == 0:
             entry.restarting = False
-        if entry is None or entry.restarting:
+        if entry.restarting:
             return
         if isinstance(output, Exception):
             self._on_unreadable(entry, message, output, at)
@@ -435,9 +442,9 @@ class Conversation:
     def _meant(self, message: wire.Partial | wire.Final | wire.Error) -> Pending | None:
         """The request that an answer is for: not one that has the same name and came after it."""
         entry = self.pending.get(message.request_id)
-        if entry is None or message.submission not in (0, entry.submit.submission):
-            return None
-        return entry
+        if entry is not None and message.submission in (entry.submit.submission, 0):
+            return entry
+        return None
 
     def _carry(self, entry: Pending, text: str, at: float) -> None:
         """Its worker cannot reach our memory: its arrays go in the message now, and those of others for a while."""
@@ -453,7 +460,7 @@ class Conversation:
         self._send_again(entry, at)
 
     def _on_error(self, message: wire.Error, at: float) -> None:
-        if len(self.parked) and self.parked.waits(message.request_id, (message, [])):
+        if self.parked.letters and self.parked.waits(message.request_id, (message, [])):
             return
         entry = self._meant(message)
         if entry is None:

@@ -19,9 +19,8 @@ MAX_ANSWERS = 1024
 _STATUSES = {status.value for status in LoRAStatus}
 
 
-def size_of(frames: wire.Frames) -> int:
-    """Bytes of all frames together."""
-    return wire.size_of(frames)
+#: Bytes of all frames together.
+size_of = wire.size_of
 
 
 # -- messages to events -----------------------------------------------------------------------------------------------
@@ -175,13 +174,14 @@ def in_messages(
     part: list[tuple[wire.Partial | wire.Final, wire.Frames]] = []
     frames = size = 0
     for entry in gathered:
-        weight = size_of(entry[1])
-        full = len(part) >= MAX_ANSWERS or frames + len(entry[1]) >= wire.MAX_FRAMES or size + weight > most_bytes
+        count, weight = len(entry[1]), size_of(entry[1])
+        full = len(part) >= MAX_ANSWERS or frames + count >= wire.MAX_FRAMES or size + weight > most_bytes
         if part and full:
             yield part
             part, frames, size = [], 0, 0
         part.append(entry)
-        frames, size = frames + len(entry[1]), size + weight
+        frames += count
+        size += weight
     yield part
 
 
