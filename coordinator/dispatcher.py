@@ -63,23 +63,22 @@ class Dispatcher:
         self.handle(arrived)
         return arrived.body_bytes
 
-    def answer(self, worker: str, outputs: list[wire.Output], bodies: list[wire.Frames], at: float) -> None:
-        """What one step of a worker produced has come: parts of streams, for the most part."""
-        for output, frames in zip(outputs, bodies, strict=True):
-            if output.done or output.code or self._handling or not self._pass_part_on(worker, output, frames, at):
-                self._output = (output, frames)
-                self.handle(translation.output_arrived(worker, output, at))
-                self._output = None
-
-    def _pass_part_on(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> bool:
-        """Pass the next part of a stream on; False for any other output, about which there is more to decide."""
-        request_id, seq = output.request_id, output.seq
-        request = self.router.take_part(worker, request_id, output.attempt, seq, at)
-        if request is None:
-            return False
-        part = wire.Partial(request_id=request_id, seq=seq, ledger=output.ledger, submission=request.submission)
-        self._pass_on(request.client, part, frames)
-        return True
+    def answer(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> None:
+        """One output has come."""
+        if not output.done and not output.code and not self._handling:
+            request = self.router.take_part(worker, output.request_id, output.attempt, output.seq, at)
+            if request is not None:
+                part = wire.Partial(
+                    request_id=output.request_id,
+                    seq=output.seq,
+                    ledger=output.ledger,
+                    submission=request.submission,
+                )
+                self._pass_on(request.client, part, frames)
+                return
+        self._output = (output, frames)
+        self.handle(translation.output_arrived(worker, output, at))
+        self._output = None
 
     def tell_ready(self, fleet: Peer) -> None:
         """A fleet may have missed which workers serve, while it was not connected or another coordinator ran."""

@@ -159,9 +159,10 @@ class Engine:
 
     def _execute(self, batch: list[Work]) -> dict[RequestID, Any]:
         """What the pipeline returns; what it raises becomes the answer of the whole batch."""
-        contexts = {work.context.request_id: work.context for work in batch}
+        contexts = []
         for work in batch:
             work.started = True
+            contexts.append(work.context)
         try:
             results = self._pipeline.execute(batch_inputs(self._task, contexts))
         except (KeyboardInterrupt, SystemExit):
@@ -169,10 +170,10 @@ class Engine:
         except BaseException as error:  # asyncio's CancelledError is no Exception, and a failed batch all the same
             log.exception("the pipeline raised for a batch of %d", len(batch))
             # Told anew: an exception and our frames in its traceback would keep each other, and all arrays, alive.
-            return dict.fromkeys(contexts, errors.from_wire(*describe(error)))
+            return _to_all(contexts, errors.from_wire(*describe(error)))
         if not isinstance(results, dict):
             problem = errors.PipelineError(f"the pipeline returned a {type(results).__name__}, not a dict by RequestID")
-            return dict.fromkeys(contexts, problem)
+            return _to_all(contexts, problem)
         return results
 
     def _answer(self, work: Work, value: Any, answers: list[Answer]) -> bool:
@@ -310,6 +311,10 @@ class Engine:
             self._pipeline.release(work.context.request_id)
         except Exception:
             log.exception("the pipeline's release of request %s raised", work.request_id)
+
+
+def _to_all(contexts: list[Any], error: errors.TensoryardError) -> dict[RequestID, Any]:
+    return {context.request_id: error for context in contexts}
 
 
 def _cut_tracebacks(results: dict[RequestID, Any]) -> None:
