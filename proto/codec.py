@@ -127,7 +127,10 @@ def plain_encoder(threshold_bytes: int) -> Callable[[Any], bytes]:
             raise UnsupportedArray("too large for a plain body")
         return _inline(array, _wire_dtype(array), array.tobytes())
 
-    return msgspec.msgpack.Encoder(enc_hook=lambda value: _portable(value, small)).encode
+    def hook(value: Any) -> Any:
+        return value.value if type(value) is RequestID else _portable(value, small)
+
+    return msgspec.msgpack.Encoder(enc_hook=hook).encode
 
 
 def _goes_inline(array: npt.NDArray[Any], threshold_bytes: int) -> bool:
@@ -216,7 +219,7 @@ class _Encoding:
 
 def _portable(value: Any, as_extension: Callable[[npt.NDArray[Any]], Any]) -> Any:
     """What a value that msgpack does not know travels as; TypeError for a stranger."""
-    if type(value) is RequestID:  # by far the most frequent
+    if type(value) is RequestID:  # the most frequent
         return value.value
     if isinstance(value, np.ndarray):
         return as_extension(value)
