@@ -26,29 +26,30 @@ class Parked:
     """Of each request whose output is being fetched, that output and what has come behind it."""
 
     def __init__(self) -> None:
-        self._letters: dict[str, deque[Letter]] = {}
+        #: By RequestID; an output is looked for only where there is any.
+        self.letters: dict[str, deque[Letter]] = {}
 
     def park(self, request_id: str, letter: Letter) -> None:
         """This output is fetched from now on; what comes for its request waits behind it."""
-        self._letters[request_id] = deque([letter])
+        self.letters[request_id] = deque([letter])
 
     def waits(self, request_id: str, letter: Letter) -> bool:
         """Whether a message has to wait for one before it; it does from now on."""
-        letters = self._letters.get(request_id)
+        letters = self.letters.get(request_id)
         if letters is not None:
             letters.append(letter)
         return letters is not None
 
     def fetched(self, request_id: str) -> deque[Letter]:
         """What was parked: the output that is there now, and what came behind it; nothing any more."""
-        return self._letters.pop(request_id, deque())
+        return self.letters.pop(request_id, deque())
 
     def clear(self) -> None:
         """Nobody waits for any of it."""
-        self._letters.clear()
+        self.letters.clear()
 
     def __len__(self) -> int:
-        return len(self._letters)
+        return len(self.letters)
 
 
 class Unreached:

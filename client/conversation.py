@@ -307,46 +307,69 @@ class Conversation:
 
     def _on_output(self, message: wire.Partial | wire.Final, body: wire.Frames, at: float) -> None:
         """One output. One that nobody waits for is decoded too: that takes its lease, which ends with it."""
-        if len(self.parked) and self.parked.waits(message.request_id, (message, body)):
+        request_id = message.request_id
+        if self.parked.letters and self.parked.waits(request_id, (message, body)):
             return
         entry = self._meant(message)
         try:
             output = self._decode(body, entry.output_type if entry else Any)
         except Abroad:
             if entry is not None:
-                self.parked.park(message.request_id, (message, body))
-                self._fetch(message.request_id, body, entry.output_type)
+                self.parked.park(request_id, (message, body))
+                self._fetch(request_id, body, entry.output_type)
             return
         except Exception as error:
-            self._take(message, body, error, at)  # by no other name: its frames, this one too, would keep it for ever
+            self._on_unreadable(message, error, at)  # by no other name: its frames would keep it for ever
             return
-        self._take(message, body, output, at)
+        if entry is not None and entry is self.pending.get(request_id):  # not ended meanwhile by its caller
+            self._take(entry, message, body, output, at)
 
     def fetched(self, request_id: str, output: Any, at: float) -> None:
         """An output has been read aside, or cannot be (an exception): it comes now, and what waited behind it."""
         letters = self.parked.fetched(request_id)
         if letters:
-            self._take(*_of_output(letters.popleft()), output, self._latest(at))
+            first, body = _of_output(letters.popleft())
+            self._latest(at)
+            if isinstance(output, Exception):
+                self._on_unreadable(first, output, self._at)
+            elif (entry := self._meant(first)) is not None:
+                self._take(entry, first, body, output, self._at)
         for message, body in letters:
             self.message(message, body, at)
 
-    def _take(self, message: wire.Partial | wire.Final, body: wire.Frames, output: Any, at: float) -> None:
-        """An output that has been read, or why it cannot be."""
-        entry = self._meant(message)
-        if entry is not None and message.seq == 0:
-            entry.restarting = False
-        if entry is None or entry.restarting:
+    def _take(
+        self, entry: Pending, message: wire.Partial | wire.Final, body: wire.Frames, output: Any, at: float
+    ) -> None:
+        """An output that has been read is passed on, if it is the next one."""
+        if entry.restarting and self._is_left_over(entry, message):
             return
-        if isinstance(output, Exception):
-            self._on_unreadable(entry, message, output, at)
-        elif message.seq == entry.received:
-            self._deliver(entry, message, output, body, at)
-        elif message.seq > entry.received:
+        if message.seq != entry.received:
+            self._out_of_step(entry, message, at)
+            return
+        entry.received += 1
+        ledger, size_bytes = message.ledger, entry.take_size(message, body)
+        done = isinstance(message, wire.Final)
+        if done:
+            self.pending.settle(message.request_id)
+        told = entry.ledger(ledger, at) if done or ledger is not None else None
+        entry.reply.add_output(output, told, done=done, size_bytes=size_bytes)
+
+    def _is_left_over(self, entry: Pending, message: wire.Partial | wire.Final) -> bool:
+        """Whether it is of a run that was given up: the one that was asked for instead begins with part 0."""
+        entry.restarting = message.seq > 0
+        return entry.restarting
+
+    def _out_of_step(self, entry: Pending, message: wire.Partial | wire.Final, at: float) -> None:
+        """A part that has come before changes nothing; one too early means that others are lost."""
+        if message.seq > entry.received:
             gap = f"part {message.seq} came where part {entry.received} was due"
             self._resend(entry, errors.ProtocolError(gap), at)
 
-    def _on_unreadable(self, entry: Pending, message: wire.Partial | wire.Final, error: Exception, at: float) -> None:
+    def _on_unreadable(self, message: wire.Partial | wire.Final, error: Exception, at: float) -> None:
         """Its memory is lost, and to run it again may help; or it is not what it should be, and this request fails."""
+        entry = self._meant(message)
+        if entry is None or (entry.restarting and self._is_left_over(entry, message)):
+            return
         if isinstance(error, _LOST_MEMORY):
             if isinstance(error, errors.OutOfReach):
                 entry.submit = msgspec.structs.replace(entry.submit, porter=False)
@@ -357,17 +380,6 @@ class Conversation:
         if isinstance(message, wire.Partial):  # it still runs
             self._post(wire.Cancel(request_id=message.request_id))
         self._end(entry, errors.DecodeError(errors.to_wire(error)[1]))
-
-    def _deliver(
-        self, entry: Pending, message: wire.Partial | wire.Final, output: Any, body: wire.Frames, at: float
-    ) -> None:
-        entry.received += 1
-        size_bytes = entry.take_size(message, body)
-        done = isinstance(message, wire.Final)
-        if done:
-            self.pending.settle(message.request_id)
-        ledger = entry.ledger(message.ledger, at) if done or message.ledger is not None else None
-        entry.reply.add_output(output, ledger, done=done, size_bytes=size_bytes)
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -435,9 +447,9 @@ class Conversation:
     def _meant(self, message: wire.Partial | wire.Final | wire.Error) -> Pending | None:
         """The request that an answer is for: not one that has the same name and came after it."""
         entry = self.pending.get(message.request_id)
-        if entry is None or message.submission not in (0, entry.submit.submission):
-            return None
-        return entry
+        if entry is not None and message.submission in (entry.submit.submission, 0):
+            return entry
+        return None
 
     def _carry(self, entry: Pending, text: str, at: float) -> None:
         """Its worker cannot reach our memory: its arrays go in the message now, and those of others for a while."""
@@ -453,7 +465,7 @@ class Conversation:
         self._send_again(entry, at)
 
     def _on_error(self, message: wire.Error, at: float) -> None:
-        if len(self.parked) and self.parked.waits(message.request_id, (message, [])):
+        if self.parked.letters and self.parked.waits(message.request_id, (message, [])):
             return
         entry = self._meant(message)
         if entry is None:

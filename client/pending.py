@@ -82,11 +82,11 @@ class Pending(msgspec.Struct, eq=False):
 
         Envelopes without a ledger are all but equally large, so only the first of them is measured.
         """
-        told, envelope_bytes = message.ledger, self.envelope_bytes
-        if told is not None or not envelope_bytes:
+        told = message.ledger
+        if told is not None:
             envelope_bytes = len(wire.encode(message))
-        if told is None:
-            self.envelope_bytes = envelope_bytes
+        elif not (envelope_bytes := self.envelope_bytes):
+            envelope_bytes = self.envelope_bytes = len(wire.encode(message))
         socket_bytes = envelope_bytes + wire.size_of(body)
         self.received_bytes += socket_bytes
         if told is None:
@@ -131,9 +131,8 @@ class PendingTable:
             self.size_bytes += _size_of(entry)
 
     def get(self, request_id: str) -> Pending | None:
-        """The request of an id."""
-        with self._lock:
-            return self._entries.get(request_id)
+        """The request of an id; one look at a dict, which needs no lock."""
+        return self._entries.get(request_id)
 
     def all(self) -> list[Pending]:
         """Every request under way, oldest first."""

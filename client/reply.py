@@ -207,11 +207,13 @@ class Reply:
             if ledger is not None:
                 self._ledger = ledger
             self._done = done
-            told = None if done else self._reading.tell()
+            # What comes counts as read only where the whole is wanted.
+            told = self._reading.tell() if self._reading.collecting and not done else None
             listeners = self._awaken()
         if told is not None:
             self._consumed(self.request_id, told)
-        self._call(listeners)
+        if listeners:
+            self._call(listeners)
 
     def fail(self, error: TensoryardError) -> None:
         """The request ended without its answer; what came before stays readable by iteration."""

@@ -174,7 +174,10 @@ class Dispatcher:
         if peer is None:
             return
         if "answers" in peer.features:
-            self._gathered.setdefault(peer.identity, []).append((message, frames))
+            gathered = self._gathered.get(peer.identity)
+            if gathered is None:
+                gathered = self._gathered[peer.identity] = []
+            gathered.append((message, frames))
         else:
             self.send(peer.identity, message, frames)
 

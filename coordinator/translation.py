@@ -19,9 +19,8 @@ MAX_ANSWERS = 1024
 _STATUSES = {status.value for status in LoRAStatus}
 
 
-def size_of(frames: wire.Frames) -> int:
-    """Bytes of all frames together."""
-    return wire.size_of(frames)
+#: Bytes of all frames together.
+size_of = wire.size_of
 
 
 # -- messages to events -----------------------------------------------------------------------------------------------
@@ -172,16 +171,20 @@ def in_messages(
     gathered: list[tuple[wire.Partial | wire.Final, wire.Frames]], most_bytes: int = 1 << 20
 ) -> Iterator[list[tuple[wire.Partial | wire.Final, wire.Frames]]]:
     """Outputs for one client as few messages: of at most MAX_FRAMES frames, and small, so that the first comes soon."""
+    weights = [size_of(body) for _, body in gathered]
+    counts = [len(body) for _, body in gathered]
+    if len(gathered) <= MAX_ANSWERS and sum(counts) < wire.MAX_FRAMES and sum(weights) <= most_bytes:  # nearly always
+        yield gathered
+        return
     part: list[tuple[wire.Partial | wire.Final, wire.Frames]] = []
     frames = size = 0
-    for entry in gathered:
-        weight = size_of(entry[1])
-        full = len(part) >= MAX_ANSWERS or frames + len(entry[1]) >= wire.MAX_FRAMES or size + weight > most_bytes
+    for entry, count, weight in zip(gathered, counts, weights, strict=True):
+        full = len(part) >= MAX_ANSWERS or frames + count >= wire.MAX_FRAMES or size + weight > most_bytes
         if part and full:
             yield part
             part, frames, size = [], 0, 0
         part.append(entry)
-        frames, size = frames + len(entry[1]), size + weight
+        frames, size = frames + count, size + weight
     yield part
 
 

@@ -27,6 +27,8 @@ from ..errors import ConfigError, DecodeError, PoolExhausted, UnsupportedArray
 from ..shm import Loan, Pool, Reader, SharedMemoryArray
 from ..shm.dtypes import MAX_DIMENSIONS, dtype_name, parse_dtype
 from .body_bounds import require_few_containers
+from .plain_types import is_plain
+from .request import RequestID
 
 #: Extension codes.
 INLINE = 1
@@ -113,6 +115,28 @@ def encode_body(
     return encoding.result
 
 
+@lru_cache(maxsize=64)
+def plain_encoder(threshold_bytes: int) -> Callable[[Any], bytes]:
+    """A quick `encode_body` for values that are expected to hold no array of that size; any thread may use it.
+
+    It raises whatever it likes for a value that does, or that cannot travel: `encode_body` knows what to do.
+    """
+
+    def small(array: npt.NDArray[Any]) -> msgspec.msgpack.Ext:
+        if not _goes_inline(array, threshold_bytes):
+            raise UnsupportedArray("too large for a plain body")
+        return _inline(array, _wire_dtype(array), array.tobytes())
+
+    def hook(value: Any) -> Any:
+        return value.value if type(value) is RequestID else _portable(value, small)
+
+    return msgspec.msgpack.Encoder(enc_hook=hook).encode
+
+
+def _goes_inline(array: npt.NDArray[Any], threshold_bytes: int) -> bool:
+    return array.nbytes < threshold_bytes or not array.nbytes or not array.ndim
+
+
 def as_buffers(encoded: Encoded, view: Callable[[Loan], npt.NDArray[Any]]) -> Encoded:
     """The same body with its shared arrays as buffers, for a receiver that cannot reach them; `view` reads a loan's.
 
@@ -156,7 +180,7 @@ class _Encoding:
 
     def _array(self, array: npt.NDArray[Any]) -> msgspec.msgpack.Ext:
         name = _wire_dtype(array)
-        if array.nbytes < self._threshold_bytes or not array.nbytes or not array.ndim:
+        if _goes_inline(array, self._threshold_bytes):
             return _inline(array, name, array.tobytes())
         if id(array) not in self._sent:
             self._sent[id(array)] = (array, self._large(array, name))
@@ -195,6 +219,8 @@ class _Encoding:
 
 def _portable(value: Any, as_extension: Callable[[npt.NDArray[Any]], Any]) -> Any:
     """What a value that msgpack does not know travels as; TypeError for a stranger."""
+    if type(value) is RequestID:  # the most frequent
+        return value.value
     if isinstance(value, np.ndarray):
         return as_extension(value)
     if isinstance(value, np.generic):
@@ -296,8 +322,14 @@ def decode_body(
     if not frames:
         raise DecodeError("a message without a body")
     require_few_containers(frames[0])
-    decoding = _Decoding(frames[1:], resolve, copy)
     try:
+        plain = _plain_decoder(type_)
+    except TypeError:  # it has no hash
+        plain = None
+    try:
+        if plain is not None:
+            return plain(frames[0])
+        decoding = _Decoding(frames[1:], resolve, copy)
         return msgspec.msgpack.decode(frames[0], type=type_, dec_hook=_typed, ext_hook=decoding.hook)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(str(error)[:MAX_ERROR_CHARS]) from error
@@ -359,6 +391,23 @@ class _Decoding:
         if flags.writeable:
             flags.writeable = False
         return array
+
+
+@lru_cache(maxsize=256)
+def _plain_decoder(type_: Any) -> Callable[[Any], Any] | None:
+    """Decodes bodies of a type without arrays, in any thread; None for other types."""
+    if not is_plain(type_):
+        return None
+    return msgspec.msgpack.Decoder(type_, dec_hook=_request_id, ext_hook=_no_array).decode
+
+
+def _request_id(_type: Any, value: Any) -> RequestID:
+    """The only class of our own in such a type: see `is_plain`."""
+    return RequestID.from_wire(value)
+
+
+def _no_array(_code: int, _data: memoryview) -> NoReturn:
+    raise DecodeError("an array, where none can be")
 
 
 def _from_bytes(raw: Any, shape: list[int], name: str) -> npt.NDArray[Any]:

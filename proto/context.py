@@ -31,7 +31,12 @@ class GenerationStatus(str, Enum):
     @property
     def is_done(self) -> bool:
         """True for every status but ACTIVE."""
-        return self is not GenerationStatus.ACTIVE
+        return self is not ACTIVE
+
+
+#: These are looked at for each request of each step, and asking the class for them takes three times as long.
+ACTIVE = GenerationStatus.ACTIVE
+CANCELLED = GenerationStatus.CANCELLED
 
 
 #: Protocol -> class -> the members that the class itself does not have and an instance must.

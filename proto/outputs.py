@@ -40,11 +40,11 @@ _TYPES: dict[PipelineTask, TaskTypes] = {
 }
 
 #: The tasks that workers run, and how the batch of each is made.
-_BATCHES: dict[PipelineTask, Callable[[dict[RequestID, Any]], PipelineInputs]] = {
-    PipelineTask.TEXT_GENERATION: lambda batch: TextGenerationInputs(batches=[list(batch.values())]),
-    PipelineTask.EMBEDDINGS_GENERATION: lambda batch: EmbeddingsGenerationInputs(batches=[batch]),
-    PipelineTask.PIXEL_GENERATION: lambda batch: PixelGenerationInputs(batch=batch),
-    PipelineTask.AUDIO_GENERATION: lambda batch: AudioGenerationInputs(batch=batch),
+_BATCHES: dict[PipelineTask, Callable[[list[Any]], PipelineInputs]] = {
+    PipelineTask.TEXT_GENERATION: lambda contexts: TextGenerationInputs(batches=[contexts]),
+    PipelineTask.EMBEDDINGS_GENERATION: lambda contexts: EmbeddingsGenerationInputs(batches=[_by_id(contexts)]),
+    PipelineTask.PIXEL_GENERATION: lambda contexts: PixelGenerationInputs(batch=_by_id(contexts)),
+    PipelineTask.AUDIO_GENERATION: lambda contexts: AudioGenerationInputs(batch=_by_id(contexts)),
 }
 
 
@@ -77,10 +77,14 @@ def model_of(request: Any) -> str:
     return model
 
 
-def batch_inputs(task: PipelineTask, batch: dict[RequestID, Any]) -> PipelineInputs:
-    """The batch in the inputs type of its task; ValueError for a task that is not served."""
+def batch_inputs(task: PipelineTask, contexts: list[Any]) -> PipelineInputs:
+    """The batch of these contexts in the inputs type of its task; ValueError for a task that is not served."""
     _require_served(task)
-    return _BATCHES[task](batch)
+    return _BATCHES[task](contexts)
+
+
+def _by_id(contexts: list[Any]) -> dict[RequestID, Any]:
+    return {context.request_id: context for context in contexts}
 
 
 def _require_served(task: PipelineTask) -> None:

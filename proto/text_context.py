@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidRequest
-from .context import GenerationStatus
+from .context import ACTIVE, CANCELLED, GenerationStatus
 from .eos import EOSTracker
 from .request import RequestID
 from .sampling import SamplingParams
@@ -126,12 +126,12 @@ class TextContext:
     @property
     def is_done(self) -> bool:
         """Whether the request has ended."""
-        return self._status is not GenerationStatus.ACTIVE
+        return self._status is not ACTIVE
 
     @property
     def cancelled(self) -> bool:
         """Whether the caller cancelled, or the deadline passed."""
-        return self._status is GenerationStatus.CANCELLED
+        return self._status is CANCELLED
 
     @property
     def min_tokens(self) -> int:

@@ -18,7 +18,7 @@ from .tokens import LogProbabilities
 from .tool_parsing import ParsedToolCall, ParsedToolCallDelta, collect_deltas
 
 
-class TextGenerationOutput(msgspec.Struct, kw_only=True, array_like=True):
+class TextGenerationOutput(msgspec.Struct, kw_only=True, array_like=True, gc=False):
     """The tokens that one step, or several, brought for one request; `final_status` is the status after them.
 
     `tokens` may be empty. `log_probabilities`: one entry per commit that has them. `num_cached_tokens`: prompt tokens

@@ -533,6 +533,8 @@ def _split(counts: list[int], frames: list[Any]) -> list[list[Any]]:
         raise ProtocolError(
             f"a message announces another number of frames, {sum(counts)}, than it carries, {len(frames)}"
         )
+    if counts.count(1) == len(counts):  # nearly always
+        return [[frame] for frame in frames]
     parts, start = [], 0
     for count in counts:
         parts.append(frames[start : start + count])

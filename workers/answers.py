@@ -30,14 +30,16 @@ def in_messages(answers: list[Answer], max_message_bytes: int) -> Iterator[list[
     for answer in answers:
         output, body, _ = answer
         # A character takes at most four bytes.
-        words = ENVELOPE_BYTES + 4 * len(output.text) if output.text else ENVELOPE_BYTES
-        weight = words + wire.size_of(body)
+        words = ENVELOPE_BYTES + 4 * len(output.text)
+        weight = words + (len(body[0]) if len(body) == 1 else wire.size_of(body))
         full = frames + len(body) > MAX_FRAMES or size + weight > max_message_bytes
         if part and (full or envelope + words > wire.MAX_ENVELOPE_BYTES):
             yield part
             part, size, frames, envelope = [], 0, 0, 0
         part.append(answer)
-        size, frames, envelope = size + weight, frames + len(body), envelope + words
+        size += weight
+        frames += len(body)
+        envelope += words
     if part:
         yield part
 

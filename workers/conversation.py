@@ -170,14 +170,11 @@ class Conversation:
         if self.fenced:
             return
         for part in in_messages(answers, self.max_message_bytes):
-            outputs: list[wire.Output] = []
-            frames: wire.Frames = []
-            for output, body, loans in part:
+            for output, _, loans in part:
                 if loans:
                     self._lend(output, loans)
-                outputs.append(output)
-                frames.extend(body)
-            self._post(wire.Outputs(outputs=outputs), frames)
+            frames = [frame for _, body, _ in part for frame in body]
+            self._post(wire.Outputs(outputs=[output for output, _, _ in part]), frames)
 
     def reject(self, key: Key, error: Exception) -> None:
         """A request is answered without being run; behind the fence it is not."""

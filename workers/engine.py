@@ -13,10 +13,11 @@ from typing import Any, NamedTuple, Protocol
 from .. import errors, faults
 from ..logs import logger
 from ..proto import wire
-from ..proto.codec import Encoded, encode_body
+from ..proto.codec import Encoded, encode_body, plain_encoder
 from ..proto.one_shot import AudioContext
 from ..proto.outputs import batch_inputs, task_types
 from ..proto.pipeline import Pipeline, PipelineTask
+from ..proto.plain_types import is_plain
 from ..proto.request import RequestID
 from ..settings import Settings
 from ..shm import Loan, Pool
@@ -25,6 +26,9 @@ from .batcher import Work
 from .inbox import Inbox
 
 log = logger(__name__)
+
+#: What a step brought for a request that it left out, where that is no error.
+_SILENCE = object()
 
 
 class Limits(Protocol):
@@ -70,8 +74,12 @@ class Engine:
         self._pipeline = pipeline
         self._task = task
         output = task_types(task).output
-        self._output_name: str = output.__name__
-        self._answer_types: tuple[type[Any], ...] = (output, BaseException)
+        self._output: type[Any] = output
+        self._plain = plain_encoder(threshold_bytes)
+        self._encode = self._encode_plainly if is_plain(output) else self._encode_closely
+        #: What a request gets that a step brought nothing for. Of a text request that may be: its prompt is still being
+        #: read, or it waits for room.
+        self._nothing = _SILENCE if task is PipelineTask.TEXT_GENERATION else None
         self._inbox = inbox
         self._pool = pool
         self._send = send
@@ -129,11 +137,8 @@ class Engine:
         self._place_until = self._clock() + self._settings.allocate_timeout_s
         self._surely_fits = min(self._limits.max_frame_bytes, self._limits.max_message_bytes) - ENVELOPE_BYTES
         batch, results = executed
-        told = batch
-        if self._task is PipelineTask.TEXT_GENERATION:
-            told = [work for work in batch if not _is_silent(work, results)]
         answers: list[Answer] = []
-        ended = [work for work in told if self._answer_all(work, results.get(work.context.request_id), answers)]
+        ended = [work for work in batch if self._answer_all(work, results, answers)]
         _cut_tracebacks(results)
         for work in ended:
             self._inbox.finish(work)
@@ -143,20 +148,21 @@ class Engine:
         for work in ended:
             self._release(work)
 
-    def _answer_all(self, work: Work, value: Any, answers: list[Answer]) -> bool:
+    def _answer_all(self, work: Work, results: dict[RequestID, Any], answers: list[Answer]) -> bool:
         """Add what a step brought for a request, one part or a list of them; whether the request has ended."""
-        for part in value if isinstance(value, list) and value else (value,):
-            answers.append(self._answer(work, part))
-            output = answers[-1][0]
-            if output.done or output.code:
-                return True
-        return False
+        value = results.get(work.context.request_id, self._nothing)
+        if value is _SILENCE and not work.context.cancelled:
+            return False
+        if not isinstance(value, list) or not value:
+            return self._answer(work, value, answers)
+        return any(self._answer(work, part, answers) for part in value)
 
     def _execute(self, batch: list[Work]) -> dict[RequestID, Any]:
         """What the pipeline returns; what it raises becomes the answer of the whole batch."""
-        contexts = {work.context.request_id: work.context for work in batch}
+        contexts = []
         for work in batch:
             work.started = True
+            contexts.append(work.context)
         try:
             results = self._pipeline.execute(batch_inputs(self._task, contexts))
         except (KeyboardInterrupt, SystemExit):
@@ -164,34 +170,55 @@ class Engine:
         except BaseException as error:  # asyncio's CancelledError is no Exception, and a failed batch all the same
             log.exception("the pipeline raised for a batch of %d", len(batch))
             # Told anew: an exception and our frames in its traceback would keep each other, and all arrays, alive.
-            return dict.fromkeys(contexts, errors.from_wire(*describe(error)))
+            return _to_all(contexts, errors.from_wire(*describe(error)))
         if not isinstance(results, dict):
             problem = errors.PipelineError(f"the pipeline returned a {type(results).__name__}, not a dict by RequestID")
-            return dict.fromkeys(contexts, problem)
+            return _to_all(contexts, problem)
         return results
 
-    def _answer(self, work: Work, value: Any) -> Answer:
-        """The answer for one request; anything wrong with it is that request's alone."""
-        if work.failure is not None:
-            value = work.failure
-        elif work.context.cancelled:
-            value = errors.RequestCancelled(f"cancelled {'while' if work.started else 'before'} it ran")
-        elif value is None:
-            value = errors.PipelineError("the pipeline's answer has no entry for this request")
-        elif not isinstance(value, self._answer_types):
-            kind, wanted = type(value).__name__, self._output_name
-            value = errors.PipelineError(f"the pipeline answered a {kind}; task {self._task.value} answers {wanted}")
-        if isinstance(value, BaseException):
-            return self._error(work, value)
-        try:
-            return self._encode(work, value)
-        except Exception as error:
-            log.exception("an output of request %s cannot be sent", work.request_id)
-            if isinstance(error, errors.UnsupportedArray):  # of the pipeline's making, not the caller's
-                return self._error(work, errors.PipelineError(f"the pipeline's output cannot be sent: {error.text}"))
-            return self._error(work, error)
+    def _answer(self, work: Work, value: Any, answers: list[Answer]) -> bool:
+        """Add the answer for one request; anything wrong with it is that request's alone. Whether it is the last."""
+        if type(value) is not self._output or work.failure is not None or work.context.cancelled:
+            value = self._checked(work, value)
+        if not isinstance(value, BaseException):
+            try:
+                done: bool = value.is_done
+                answers.append(self._encode(work, value, done=done))
+            except Exception as error:
+                log.exception("an output of request %s cannot be sent", work.request_id)
+                value = error
+                if isinstance(error, errors.UnsupportedArray):  # of the pipeline's making, not the caller's
+                    value = errors.PipelineError(f"the pipeline's output cannot be sent: {error.text}")
+            else:
+                return done
+        answers.append(self._error(work, value))
+        return True
 
-    def _encode(self, work: Work, value: Any) -> Answer:
+    def _checked(self, work: Work, value: Any) -> Any:
+        """What a request is answered: what the pipeline says, or an error in its place."""
+        if work.failure is not None:
+            return work.failure
+        if work.context.cancelled:
+            return errors.RequestCancelled(f"cancelled {'while' if work.started else 'before'} it ran")
+        if value is None:
+            return errors.PipelineError("the pipeline's answer has no entry for this request")
+        if not isinstance(value, self._output | BaseException):
+            kind, wanted = type(value).__name__, self._output.__name__
+            return errors.PipelineError(f"the pipeline answered a {kind}; task {self._task.value} answers {wanted}")
+        return value
+
+    def _encode_plainly(self, work: Work, value: Any, *, done: bool) -> Answer:
+        """An output that should be small and hold no arrays, like a token; any other takes a closer look."""
+        try:
+            body = self._plain(value)
+        except Exception:
+            return self._encode_closely(work, value, done=done)
+        if len(body) > self._surely_fits:
+            return self._encode_closely(work, value, done=done)
+        return self._leaving(work, [body], [], len(body), done=done)
+
+    def _encode_closely(self, work: Work, value: Any, *, done: bool) -> Answer:
+        """The same for any value: arrays go where there is room for them, and the size is looked at."""
         encoded = encode_body(
             value,
             place=(lambda array: self._place(array, work.request_id)) if work.by_handle else None,
@@ -205,24 +232,30 @@ class Engine:
         for number in range(1, len(encoded.frames)):
             encoded.frames[number] = bytes(encoded.frames[number])
             encoded.copies += 1
-        work.output_socket_bytes += size
-        work.output_shared_bytes += encoded.shared_bytes
         work.output_copies += encoded.copies
-        done = value.is_done
-        news = done or not work.seq or encoded.shared_bytes
+        work.output_shared_bytes += encoded.shared_bytes
+        answer = self._leaving(work, encoded.frames, encoded.loans, size, done=done, shared_bytes=encoded.shared_bytes)
+        if isinstance(work.context, AudioContext):
+            work.context.chunks_sent = work.seq
+        return answer
+
+    def _leaving(
+        self, work: Work, frames: list[Any], loans: list[Loan], size: int, *, done: bool, shared_bytes: int = 0
+    ) -> Answer:
+        """An output as it leaves, entered in the books."""
+        work.output_socket_bytes += size
+        seq = work.seq
         output = wire.Output(
             request_id=work.request_id,
             attempt=work.attempt,
-            seq=work.seq,
+            seq=seq,
             done=done,
-            frames=len(encoded.frames),
-            ledger=self._ledger(work) if news else None,
+            frames=len(frames),
+            ledger=self._ledger(work) if done or not seq or shared_bytes else None,
         )
-        work.seq += 1
-        work.window.send(size + encoded.shared_bytes)
-        if isinstance(work.context, AudioContext):
-            work.context.chunks_sent = work.seq
-        return output, encoded.frames, encoded.loans
+        work.seq = seq + 1
+        work.window.send(size + shared_bytes)
+        return output, frames, loans
 
     def _place(self, array: Any, request_id: str) -> tuple[Loan, bool] | None:
         """Into the pool; a full pool sends the array out-of-band instead: slower, not broken."""
@@ -280,9 +313,8 @@ class Engine:
             log.exception("the pipeline's release of request %s raised", work.request_id)
 
 
-def _is_silent(work: Work, results: dict[RequestID, Any]) -> bool:
-    """A text request that got nothing in this step, since its prompt is still being read, or it waits for room."""
-    return work.context.request_id not in results and not work.context.cancelled
+def _to_all(contexts: list[Any], error: errors.TensoryardError) -> dict[RequestID, Any]:
+    return {context.request_id: error for context in contexts}
 
 
 def _cut_tracebacks(results: dict[RequestID, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
@@ -108,7 +110,7 @@ def test_a_request_of_two_tasks_asks_for_the_first():
 def test_tasks_that_are_not_served(task):
     """No worker takes a task that is not served: it has no batches, and the error lists the tasks that do."""
     with pytest.raises(ValueError, match=f"{task.value}.*embeddings_generation"):
-        batch_inputs(task, {})
+        batch_inputs(task, [])
 
 
 def test_text_is_served():
@@ -117,7 +119,7 @@ def test_text_is_served():
     assert served_tasks() == ["audio_generation", "embeddings_generation", "pixel_generation", "text_generation"]
     assert task_of(TextGenerationRequest(model_name="m", prompt="a")) is PipelineTask.TEXT_GENERATION
     context = TextContext(tokens=TokenBuffer(np.array([1, 2])), max_length=5)
-    inputs = batch_inputs(PipelineTask.TEXT_GENERATION, {context.request_id: context})
+    inputs = batch_inputs(PipelineTask.TEXT_GENERATION, [context])
     assert isinstance(inputs, TextGenerationInputs)
     assert inputs.batches == [[context]]
 
@@ -132,8 +134,8 @@ def test_what_is_no_request(value):
 @pytest.mark.parametrize(("_request", "task", "_output", "inputs"), ONE_SHOT)
 def test_a_batch_in_its_type(_request, task, _output, inputs):
     """The batch of a task is in that task's inputs, unchanged."""
-    batch = {RequestID("1"): object(), RequestID("2"): object()}
-    made = batch_inputs(task, batch)
+    batch = {RequestID(name): SimpleNamespace(request_id=RequestID(name)) for name in "12"}
+    made = batch_inputs(task, list(batch.values()))
     assert isinstance(made, inputs)
     assert isinstance(made, PipelineInputs)
     assert made.batch == batch

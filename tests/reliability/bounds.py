@@ -144,7 +144,7 @@ CLIENT = [
         rule="a stream pauses at its window; others wait for a thread",
         seen="-",
         holds=(
-            "client/abroad.py:Parked._letters",
+            "client/abroad.py:Parked.letters",
             "client/fetching.py:Fetching._orders",
             "client/fetching.py:Fetching._results",
         ),
