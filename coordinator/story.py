@@ -23,7 +23,7 @@ def write(lines: Lines, at: float, text: str) -> None:
     """One step more."""
     if len(lines) >= MAX_LINES:
         del lines[MAX_LINES // 2]
-    lines.append((at, text[:MAX_CHARS]))
+    lines.append((at, text if len(text) <= MAX_CHARS else text[:MAX_CHARS]))
 
 
 class Stories:

@@ -18,7 +18,7 @@ from typing import Any
 from .base import Frames, Opening
 from .buffers import Buffers
 from .channel import Channel
-from .framing import IDENTITY_BYTES, PACKET_BYTES, FramingError, Limits, greeting, kept, take_together
+from .framing import IDENTITY_BYTES, PACKET_BYTES, FramingError, Kept, Limits, greeting, kept, take_together
 from .unix_socket import abandon_in_children, connect, path_of
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class SeqpacketPeer:
         #: None while no hub is there. Changed by the link's own thread, under the lock.
         self._channel: Channel | None = None
         #: What is to be sent: any thread appends, who holds the lock takes.
-        self._queue: deque[Frames] = deque()
+        self._queue: deque[Kept] = deque()
         #: The messages that have begun to leave and have not left.
-        self._leaving: list[Frames] = []
+        self._leaving: list[Kept] = []
         #: Held while sending, which never waits. Only the link's own thread waits for it.
         self._lock = threading.Lock()
         #: There is no room, or no hub; the link's own thread sees when there is.
@@ -185,7 +185,7 @@ class SeqpacketPeer:
         if self._opening is not None:
             if self._met:
                 self._queue.clear()
-            self._queue.appendleft(list(self._opening()))
+            self._queue.appendleft(kept(self._opening()))
         self._met = True
         self._epoll.register(channel.sock, select.EPOLLIN)
         self._channel = channel
