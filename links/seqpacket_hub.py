@@ -160,9 +160,11 @@ class SeqpacketHub:
 
     def _release(self, connection: _Connection) -> None:
         del self._kept_back[connection]
-        with contextlib.suppress(OSError):  # its end of file comes next
+        try:
             if not connection.flush():
                 self._epoll.modify(connection.sock, _IN | _OUT)
+        except OSError:  # its end of file comes next
+            return
 
     def _enqueue(self, connection: _Connection, frames: Sequence[Any]) -> bool:
         message = kept(frames)
@@ -183,12 +185,13 @@ class SeqpacketHub:
 
         Each peer that has something to say is heard before any is heard for long.
         """
-        for _ in range(max(_LOOKS_PER_CALL, len(self._ready))):  # all of which the kernel does not know any more
-            if not self._ready or self._given >= _GIVEN_PER_LOOK:
+        ready = self._ready
+        for _ in range(max(_LOOKS_PER_CALL, len(ready))):  # all of which the kernel does not know any more
+            if not ready or self._given >= _GIVEN_PER_LOOK:
                 self._look_around()
-                if not self._ready:
+                if not ready:
                     return None
-            fd, events = self._ready.popleft()
+            fd, events = ready.popleft()
             connection = self._connections.get(fd)
             if connection is None:
                 if fd in self._doors:
@@ -199,7 +202,7 @@ class SeqpacketHub:
             if events & ~_OUT:
                 received = self._read(connection)
                 if connection.has_more:
-                    self._ready.append((fd, _IN))
+                    ready.append((fd, _IN))
                 if received is not None:
                     self._given += 1
                     return received
