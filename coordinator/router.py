@@ -41,7 +41,7 @@ from .records import (
     check_worker,
     same_submission,
 )
-from .story import Stories, write
+from .story import Stories, told, write
 
 #: A request lost with this many workers is taken for their killer.
 MAX_ATTEMPTS = 3
@@ -122,7 +122,8 @@ class Router:
 
     def story(self, request_id: str) -> tuple[str, ...]:
         """What happened to a request so far, or while it lived."""
-        return self._stories.tell(request_id)
+        request = self.requests.get(request_id)
+        return told(self._stories.of(request_id) if request is None else request.lines)
 
     def next_deadline(self) -> float | None:
         """When a `Ticked` is due for a deadline or a hung worker, in the time of the events; None for never."""
@@ -219,7 +220,6 @@ class Router:
             submission=event.submission,
             porter=event.porter,
             uses=event.uses,
-            lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
         if request.adapter:
@@ -553,7 +553,7 @@ class Router:
             code=code,
             text=text,
             outcome=outcome,
-            story=self.story(request.request_id),
+            story=told(request.lines),
             submission=request.submission,
         )
         self._effects.append(error)
@@ -577,7 +577,7 @@ class Router:
             del self.clients[request.client]
         self.count(outcome)
         write(request.lines, self._at, outcome)
-        self._stories.end(request.request_id)
+        self._stories.keep(request.request_id, request.lines)
         if forget_body:
             self._effects.append(ev.ForgetBody(request_id=request.request_id))
 
@@ -866,7 +866,6 @@ class Router:
         assert kept == self.kept_bytes, f"{self.kept_bytes} bytes of bodies counted for {kept}"
         timed = sum(request.deadline < math.inf for request in self.requests.values())
         assert len(self._deadlines) == timed, f"{len(self._deadlines)} deadlines for {timed} requests"
-        assert len(self._stories) == len(self.requests), "the live stories are not those of the live requests"
 
 
 def _discard(event: ev.OutputArrived) -> ev.SendDiscard:

@@ -428,7 +428,6 @@ class World:
         assert not router.requests
         assert not router.clients
         assert len(router._deadlines) == 0
-        assert len(router._stories) == 0
         assert not any(worker.slots or worker.exclusive for worker in router.workers.values())
         for model in router.models.values():
             assert not model.waiting
@@ -443,7 +442,6 @@ def check_sizes(router):
     live, workers = len(router.requests), len(router.workers)
     assert len(router._deadlines._heap) <= 2 * live + 16
     assert len(router._hang_checks._heap) <= 2 * workers + 16
-    assert len(router._stories._live) == live
     assert len(router._stories._ended) <= MAX_ENDED
     assert len(router.clients) <= live
     assert len(router.outcomes) <= 8
