@@ -130,7 +130,7 @@ class Dispatcher:
         if identity in self._gathered:
             self._flush(identity)
         if body and (peer := self.roster.get(identity)) is not None:
-            peer.unheard_bytes += translation.size_of(body)
+            peer.unheard_bytes += wire.size_of(body)
         self.actions.append(Send(identity, [wire.encode(message), *(body or ())]))
 
     def _perform(self, effect: ev.Effect, at: float) -> None:

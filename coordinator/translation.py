@@ -19,11 +19,6 @@ MAX_ANSWERS = 1024
 _STATUSES = {status.value for status in LoRAStatus}
 
 
-def size_of(frames: wire.Frames) -> int:
-    """Bytes of all frames together."""
-    return wire.size_of(frames)
-
-
 # -- messages to events -----------------------------------------------------------------------------------------------
 
 
@@ -39,7 +34,7 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         deadline_s=message.deadline_s,
         host=message.host,
         shared_bytes=message.shared_bytes,
-        body_bytes=size_of(body),
+        body_bytes=wire.size_of(body),
         window_parts=message.window_parts,
         window_bytes=message.window_bytes,
         consumed=message.consumed,
@@ -175,7 +170,7 @@ def in_messages(
     part: list[tuple[wire.Partial | wire.Final, wire.Frames]] = []
     frames = size = 0
     for entry in gathered:
-        weight = size_of(entry[1])
+        weight = wire.size_of(entry[1])
         full = len(part) >= MAX_ANSWERS or frames + len(entry[1]) >= wire.MAX_FRAMES or size + weight > most_bytes
         if part and full:
             yield part
