@@ -26,6 +26,7 @@ import numpy.typing as npt
 from .. import faults
 from ..errors import PoolExhausted, SegmentGone, StaleHandle
 from .blocks import Block, BlockTable
+from .copying import copy_into
 from .dtypes import dtype_name
 from .handle import SharedMemoryArray
 from .leases import GrantedLeases, fence
@@ -163,7 +164,7 @@ class Pool:
         block = self._take(max(array.nbytes, 1), timeout_s, tag)
         loan = Loan(self, block.generation, use=_ONLY_USE)
         loan.handle = self._handle(block, block.segment.offset_of(block.index), array)
-        np.copyto(_memory(block, array.nbytes, loan).view(array.dtype).reshape(array.shape), array)
+        copy_into(_memory(block, array.nbytes, loan).view(array.dtype).reshape(array.shape), array)
         return loan
 
     def lend(self, array: npt.NDArray[Any], *, tag: str = "") -> Loan | None:
