@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import BlockTable
-from .os_memory import Mapping
+from .mapping import Mapping
 
 #: Slots per reader: live views one process may hold of one other process's memory. Beyond, results are copied out.
 SLOTS = 4095

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from tensoryard.errors import PoolExhausted, SegmentGone, StaleHandle, UnsupportedArray
 from tensoryard.shm import Pool, Reader, os_memory
-from tensoryard.shm.os_memory import PAGE_BYTES
+from tensoryard.shm.mapping import PAGE_BYTES
 from tensoryard.shm.pool import default_budget_bytes
 
 from ..baseline import Baseline
