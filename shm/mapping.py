@@ -1,7 +1,7 @@
 """Mapped memory: where a memfd lies in this process, in pages of which size, and arrays in it.
 
-`os_memory.py` makes and checks the memfds. Python's own mmap cannot place a mapping, holds a descriptor for each, and
-keeps the interpreter's lock while the kernel fills pages, so the calls are made to the C library.
+`os_memory.py` makes and checks the memfds. Python's own mmap cannot say where a mapping is to lie, and holds a
+descriptor for each, so the calls are made to the C library.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 #: A huge page that takes the kernel longer to find is the last that is asked for: memory is too much in pieces.
 _PATIENCE_S = 0.02
 
-_libc = ctypes.CDLL(None, use_errno=True)
+#: Keeps the interpreter's lock: who lets go of it for each short call waits 5 ms each time for a thread that computes.
+_libc = ctypes.PyDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.posix_fallocate.argtypes = (ctypes.c_int, ctypes.c_long, ctypes.c_long)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
@@ -125,11 +127,12 @@ def _mmap(address: int | None, size_bytes: int, protection: int, flags: int, fd:
 def take_huge_pages(fd: int, mapping: Mapping) -> None:
     """Fill a memfd that has no pages yet with huge ones, as far as it has room for whole ones and the kernel has them.
 
-    Takes not a byte more than without. Raises OSError when there is no memory at all.
+    Takes not a byte more than without. What is left, the caller has to fill.
     """
     for offset in range(0, mapping.size_bytes - HUGE_PAGE_BYTES + 1, HUGE_PAGE_BYTES):
-        os.posix_fallocate(fd, offset, PAGE_BYTES)  # the kernel makes none out of nothing
         began = time.monotonic()
+        if _libc.posix_fallocate(fd, offset, PAGE_BYTES):  # the kernel makes no huge page where there is no small one
+            return
         if _libc.madvise(mapping.address + offset, HUGE_PAGE_BYTES, _MADV_COLLAPSE):
             return  # before Linux 6.1, forbidden here, or none left
         if time.monotonic() - began > _PATIENCE_S:

@@ -172,8 +172,8 @@ class Pool:
 
         With `tag`, the block is known by that RequestID from now on.
         """
-        if not array.flags.c_contiguous or not array.flags.aligned or not array.nbytes:
-            return None
+        if array.base is None or not array.flags.c_contiguous or not array.flags.aligned or not array.nbytes:
+            return None  # without a base the memory is its own: ours is always a view
         with self._lock:
             found = self._find(array)
             if found is None:
@@ -430,7 +430,7 @@ class Pool:
 
     def _handle(self, block: Block, offset: int, array: npt.NDArray[Any]) -> SharedMemoryArray:
         name = f"{self.name}.{block.segment.number}"
-        return SharedMemoryArray(name, array.shape, dtype_name(array.dtype), offset, block.generation, self.host)
+        return SharedMemoryArray.of_own(name, array.shape, dtype_name(array.dtype), offset, block.generation, self.host)
 
     def reader_gone(self, reader: int, leases: GrantedLeases) -> None:
         """A reader's connection ended: its claims are over, seen or not. Called by the server, under the lock."""
