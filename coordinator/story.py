@@ -39,8 +39,9 @@ class Stories:
 
     def keep(self, request_id: str, lines: Lines) -> None:
         """A request has ended."""
+        if request_id in self._ended:
+            self._ended.move_to_end(request_id)
         self._ended[request_id] = lines
-        self._ended.move_to_end(request_id)
         if len(self._ended) > MAX_ENDED:
             self._ended.popitem(last=False)
 

@@ -179,12 +179,11 @@ def open_packet(packet: memoryview, limits: Limits, buffers: Buffers) -> deque[F
     """
     messages: deque[Frames] = deque()
     start, end = 0, len(packet)
-    most = min(limits)
     data: Any = bytes(packet) if end <= _CUT_WHOLE_BYTES else packet
     while start < end or not messages:
         sizes, start = _read_header(data, start)
         total = sum(sizes)
-        if total > most:
+        if total > limits.frame_bytes or total > limits.message_bytes:
             _check(total, max(sizes), limits)
         if start + total > end:
             if messages:
