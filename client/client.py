@@ -33,7 +33,7 @@ from .retry import Retry
 from .text import text_request
 
 #: A map of a list sends this part of what may be under way at once.
-_GROUPS = 8
+_GROUPS = 4
 
 
 def connect(

@@ -192,16 +192,18 @@ class Connection:
         )
 
     def wait_s(self, wish: Wish) -> float:
-        """How long to wait before `send`. Raises NotConnected."""
-        self.require_open()
-        return wish.wait_s(self._conversation, monotonic())
+        """How long to wait before `send`. Raises NotConnected where there is nothing to wait for."""
+        wait_s = wish.wait_s(self._conversation, monotonic())
+        if wait_s > 0:
+            self.require_open()
+        return wait_s
 
     def send(self, wish: Wish) -> Reply:
         """Encode and send what is wanted, now; a wish that has been refused gives a reply that says so."""
         welcome = self.require_open()
         if wish.refusal is not None:
             return self._refused(wish.request.request_id, wish.refusal)
-        key = str(wish.request.request_id)
+        key = wish.request.request_id.value
         by_handle = self._by_handle(welcome, wish)
         body = encode_body(
             wish.request,
@@ -211,8 +213,9 @@ class Connection:
         )
         try:
             self._check_size(body.frames, body.socket_bytes, welcome, key)
-            # They wait for a socket, perhaps more than once, and the caller may go on writing to its arrays.
-            body.own_buffers()
+            if body.borrowed:
+                # They wait for a socket, perhaps more than once, and the caller may go on writing to its arrays.
+                body.own_buffers()
             entry = self._entry(wish, body)
             self._conversation.submit(entry, self._session.silent_s)
         except BaseException:
@@ -273,7 +276,7 @@ class Connection:
         if body.loans and self._has_porter:
             uses = [wire.Use(generation=loan.generation, number=loan.use) for loan in body.loans]
         return wire.Submit(
-            request_id=str(wish.request.request_id),
+            request_id=wish.request.request_id.value,
             task=wish.task.value,
             model=model_of(wish.request),
             priority=wish.priority,
@@ -287,6 +290,8 @@ class Connection:
         )
 
     def _check_size(self, frames: Frames, size: int, welcome: wire.Welcome, key: str | None) -> None:
+        if len(frames) == 1 and size <= welcome.max_frame_bytes and size <= welcome.max_message_bytes:
+            return
         largest = max(memoryview(frame).nbytes for frame in frames)
         if largest > welcome.max_frame_bytes or size > welcome.max_message_bytes or len(frames) >= wire.MAX_FRAMES:
             raise errors.MessageTooLarge(

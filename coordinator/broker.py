@@ -176,7 +176,7 @@ class Broker:
 
     def _check_size(self, message: wire.ToCoordinator, frames: wire.Frames) -> int:
         """Bytes of a message that is not too large."""
-        size = translation.size_of(frames)
+        size = wire.size_of(frames)
         if size > self.settings.max_message_bytes or len(frames) > wire.MAX_FRAMES:
             raise errors.MessageTooLarge(
                 f"a message of {size} bytes in {len(frames)} frames is over the limits of "
@@ -275,6 +275,8 @@ class Broker:
 
     def _serve_client(self, peer: Peer, message: Any, body: wire.Frames, at: float) -> None:
         match message:
+            case wire.Submit() if self._room is None and self._strangers is None:
+                self.carried_bytes += self._dispatcher.submit(peer.name, message, body, at)
             case wire.Submit() | wire.Cancel() | wire.Consumed():
                 if (room := self._room_for(peer, message)) is not None:
                     self._serve_waiting(room, peer, message, body, at)

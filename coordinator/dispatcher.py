@@ -15,7 +15,7 @@ from ..proto import wire
 from . import events as ev
 from . import translation
 from .actions import Action, Forget, Send
-from .records import Limits, WorkerState
+from .records import Limits, Request, WorkerState
 from .roster import Peer, Roster
 from .router import Router
 
@@ -42,11 +42,13 @@ class Dispatcher:
 
     def handle(self, event: ev.Event) -> None:
         """Let the router decide and do what it says; events that come up meanwhile follow in turn."""
-        self._pending.append(event)
         if self._handling:
+            self._pending.append(event)
             return
         self._handling = True
         try:
+            for effect in self.router.handle(event):
+                self._perform(effect, event.at)
             while self._pending:
                 event = self._pending.popleft()
                 for effect in self.router.handle(event):
@@ -76,9 +78,27 @@ class Dispatcher:
                 )
                 self._pass_on(request.client, part, frames)
                 return
+        if output.done and not output.code and not self._handling:
+            request = self.router.take_last(worker, output.request_id, output.attempt, output.seq, at)
+            if request is not None:
+                self._finish(request, output, frames, at)
+                return
         self._output = (output, frames)
         self.handle(translation.output_arrived(worker, output, at))
         self._output = None
+
+    def _finish(self, request: Request, output: wire.Output, frames: wire.Frames, at: float) -> None:
+        """A request has ended with this output, which is passed on; what waited for its place may start."""
+        last = wire.Final(
+            request_id=request.request_id,
+            seq=output.seq,
+            ledger=output.ledger,
+            submission=request.submission,
+        )
+        self._pass_on(request.client, last, frames)
+        del self.bodies[request.request_id]
+        if self.router.has_news:
+            self.handle(ev.Ticked(at=at))
 
     def tell_ready(self, fleet: Peer) -> None:
         """A fleet may have missed which workers serve, while it was not connected or another coordinator ran."""
@@ -110,7 +130,7 @@ class Dispatcher:
         if identity in self._gathered:
             self._flush(identity)
         if body and (peer := self.roster.get(identity)) is not None:
-            peer.unheard_bytes += translation.size_of(body)
+            peer.unheard_bytes += wire.size_of(body)
         self.actions.append(Send(identity, [wire.encode(message), *(body or ())]))
 
     def _perform(self, effect: ev.Effect, at: float) -> None:

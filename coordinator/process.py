@@ -123,7 +123,8 @@ class Coordinator:
     # -- one turn of the loop -----------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        ready = self._poller.poll(self._sleep_s())
+        due = self.broker.next_tick()
+        ready = self._poller.poll(self._sleep_s(due))
         # Now: what messages bring about may give these descriptors' numbers to others.
         died = self._processes.ended() if self._processes.fileno() in ready else []
         self._drained = self._take_messages()
@@ -134,17 +135,18 @@ class Coordinator:
                 self._bury(died)
         if self._stop_fd in ready:
             self._stopped = True
-        self.broker.tick(time.monotonic())
-        self._act()
+        if time.monotonic() >= due:
+            self.broker.tick(time.monotonic())
+            self._act()
 
-    def _sleep_s(self) -> float:
+    def _sleep_s(self, due: float) -> float:
         busy = self._unreachable or not self._drained
-        return 0.0 if busy else max(self.broker.next_tick() - time.monotonic(), 0.0)
+        return 0.0 if busy else max(due - time.monotonic(), 0.0)
 
     def _take_messages(self) -> bool:
         """Serve some messages; True when none is left."""
         for number in range(_MESSAGES_PER_TURN):
-            if number % _MESSAGES_PER_ACT == 0:
+            if number and number % _MESSAGES_PER_ACT == 0:
                 self._act()
             received = self._hub.receive()
             if received is None:

@@ -202,6 +202,8 @@ class LeastLoaded:
         self._groups: dict[str, LazyHeap] = {}
         #: The group of each key; "" for none.
         self._group_of: dict[str, str] = {}
+        #: Keys set since somebody last asked, with load and stamp: loads change more often than they are asked for.
+        self._moved: dict[str, tuple[float, int]] = {}
         self._stamp = 0
 
     def __contains__(self, key: object) -> bool:
@@ -213,27 +215,36 @@ class LeastLoaded:
             self.remove(key)
         self._stamp += 1
         self._group_of[key] = group
-        self._all.set(key, load, self._stamp)
-        if group:
-            members = self._groups.get(group)
-            if members is None:
-                members = self._groups[group] = LazyHeap()
-            members.set(key, load, self._stamp)
+        self._moved[key] = (load, self._stamp)
+
+    def _settle(self) -> None:
+        """Enter what has moved."""
+        for key, (load, stamp) in self._moved.items():
+            self._all.set(key, load, stamp)
+            if group := self._group_of[key]:
+                members = self._groups.get(group)
+                if members is None:
+                    members = self._groups[group] = LazyHeap()
+                members.set(key, load, stamp)
+        self._moved.clear()
 
     def remove(self, key: str) -> None:
         """Take a key out; unknown keys are ignored."""
         group = self._group_of.pop(key, None)
         if group is None:
             return
+        self._moved.pop(key, None)
         self._all.remove(key)
-        if group:
-            members = self._groups[group]
+        members = self._groups.get(group)
+        if members is not None:
             members.remove(key)
             if not members:
                 del self._groups[group]
 
     def near(self, group: str, worth: float) -> str | None:
         """The least loaded key of a group, unless one outside of it has less load by more than `worth`."""
+        if self._moved:
+            self._settle()
         members = self._groups.get(group)
         if not members or len(members) == len(self._all):
             return self._all.first()
@@ -243,4 +254,6 @@ class LeastLoaded:
 
     def least(self) -> str | None:
         """The least loaded key of all; None when there is none."""
+        if self._moved:
+            self._settle()
         return self._all.first()

@@ -226,7 +226,8 @@ class Model:
     @property
     def waiting(self) -> int:
         """Requests that wait for a worker."""
-        return len(self.queue) + len(self.suspects) + sum(len(lane.queue) for lane in self.lanes.values())
+        waiting = len(self.queue) + len(self.suspects)
+        return waiting + sum(len(lane.queue) for lane in self.lanes.values()) if self.lanes else waiting
 
     def waiting_ids(self) -> list[str]:
         """Which they are."""

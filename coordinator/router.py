@@ -41,7 +41,7 @@ from .records import (
     check_worker,
     same_submission,
 )
-from .story import Stories, write
+from .story import Stories, told, write
 
 #: A request lost with this many workers is taken for their killer.
 MAX_ATTEMPTS = 3
@@ -112,6 +112,11 @@ class Router:
         effects, self._effects = self._effects, []
         return effects
 
+    @property
+    def has_news(self) -> bool:
+        """Something may start, or is to be done, since a `take_last`: the next event, whichever it is, brings it."""
+        return bool(self._stirred or self._effects)
+
     def knows(self, client: str, request_id: str, submission: int) -> bool:
         """Whether a request of that name lives that such an arrival would not replace."""
         known = self.requests.get(request_id)
@@ -119,7 +124,8 @@ class Router:
 
     def story(self, request_id: str) -> tuple[str, ...]:
         """What happened to a request so far, or while it lived."""
-        return self._stories.tell(request_id)
+        request = self.requests.get(request_id)
+        return told(self._stories.of(request_id) if request is None else request.lines)
 
     def next_deadline(self) -> float | None:
         """When a `Ticked` is due for a deadline or a hung worker, in the time of the events; None for never."""
@@ -137,29 +143,32 @@ class Router:
                 return
             self._replace(known)
             known = None
-        refusal = self._refusal(event, known)
+        model = self.served(event.model)
+        refusal = self._refusal(event, known, model)
         if refusal is not None:
             self._refuse(event, refusal)
             return
-        self._accept(event)
+        assert model is not None, "requests for what nobody serves were refused"
+        self._accept(event, model)
 
-    def _refusal(self, event: ev.RequestArrived, known: Request | None) -> errors.TensoryardError | None:
-        """Why a request is not accepted; None when it is."""
+    def _refusal(
+        self, event: ev.RequestArrived, known: Request | None, model: Model | None
+    ) -> errors.TensoryardError | None:
+        """Why a request, which would go to that model, is not accepted; None when it is."""
         if not self.accepting:
             return errors.ShuttingDown("the cluster is shutting down and accepts nothing new")
         if known is not None:
             return errors.DuplicateRequest("a request with this RequestID is live, from another client; use a fresh id")
-        return self._refusal_by_model(event)
+        return self._refusal_by_model(event, model)
 
-    def _refusal_by_model(self, event: ev.RequestArrived) -> errors.TensoryardError | None:
-        model = self.served(event.model)
+    def _refusal_by_model(self, event: ev.RequestArrived, model: Model | None) -> errors.TensoryardError | None:
         if model is None:
             return errors.UnknownModel(self._unknown_text(event.model))
         if model.task != event.task:
             return errors.WrongTask(f"model {event.model!r} serves task {model.task!r}, not {event.task!r}")
         if model.unhealthy and not model.workers:
             return errors.DeploymentUnhealthy(_unhealthy_text(model))
-        if _runs_already(model, event.request_id, event.submission):
+        if model.adoptable and _runs_already(model, event.request_id, event.submission):
             return None  # an earlier coordinator has accepted it
         client = self.clients.get(event.client) or Client()
         return overload(event, model=model, client=client, kept_bytes=self.kept_bytes, limits=self.limits)
@@ -167,10 +176,11 @@ class Router:
     def served(self, name: str) -> Model | None:
         """The model that requests for this name go to: its own, or that of an adapter which takes requests."""
         model = self.models.get(name)
-        adapter = self.adapters.named(name) if model is None else None
-        if adapter is not None and adapter.state is AdapterState.LOADED:
-            return self.models[adapter.model]
-        return model
+        if model is not None:
+            return model
+        adapter = self.adapters.named(name)
+        loaded = adapter is not None and adapter.state is AdapterState.LOADED
+        return self.models[adapter.model] if adapter is not None and loaded else None
 
     def _unknown_text(self, name: str) -> str:
         adapter = self.adapters.named(name)
@@ -193,9 +203,7 @@ class Router:
         if event.request_id not in self.requests:
             self._effects.append(ev.ForgetBody(request_id=event.request_id))
 
-    def _accept(self, event: ev.RequestArrived) -> None:
-        model = self.served(event.model)
-        assert model is not None, "requests for what nobody serves were refused"
+    def _accept(self, event: ev.RequestArrived, model: Model) -> None:
         deadline = self._at + event.deadline_s if event.deadline_s is not None else math.inf
         request = Request(
             request_id=event.request_id,
@@ -214,27 +222,34 @@ class Router:
             submission=event.submission,
             porter=event.porter,
             uses=event.uses,
-            lines=self._stories.begin(event.request_id),
         )
         self.requests[request.request_id] = request
-        self.adapters.entered(request)
+        if request.adapter:
+            self.adapters.entered(request)
         model.count_live(1)
-        client = self.clients.setdefault(event.client, Client())
+        client = self.clients.get(event.client)
+        if client is None:
+            client = self.clients[event.client] = Client()
         client.live.add(request.request_id)
         client.weight_bytes += request.weight_bytes
         self.kept_bytes += request.body_bytes
         if deadline < math.inf:
             self._deadlines.set(request.request_id, deadline)
-        self._tell(request, "accepted")
+        write(request.lines, self._at, "accepted")
+        if model.adoptable and self._adopted(model, request):
+            return
+        if not self._start_at_once(model, request):
+            self._enqueue(request)
+
+    def _adopted(self, model: Model, request: Request) -> bool:
+        """Whether a worker is at work on a request that has just come: then it goes on."""
         runs_already = _runs_already(model, request.request_id, request.submission)
         worker, attempt, _ = model.adoptable.pop(request.request_id, (None, 0, 0))
         if worker is not None and runs_already:
             self._adopt(request, worker, attempt)
-            return
-        if worker is not None:  # at work on another request of that name, which nobody can ask for any more
+        elif worker is not None:  # at work on another request of that name, which nobody can ask for any more
             self._effects.append(ev.SendCancel(worker=worker.name, request_id=request.request_id, attempt=attempt))
-        if not self._start_at_once(model, request):
-            self._enqueue(request)
+        return runs_already
 
     def _start_at_once(self, model: Model, request: Request) -> bool:
         """Where nobody waits and a worker is free, a newcomer need not queue: the same outcome by a shorter way."""
@@ -279,13 +294,13 @@ class Router:
 
     def _dispatch(self, model: Model) -> None:
         """Hand out requests while a worker of the model has a credit."""
-        self._dispatch_suspects(model)
-        for lane in list(model.lanes.values()):
+        if model.suspects:
+            self._dispatch_suspects(model)
+        for lane in list(model.lanes.values()) if model.lanes else ():
             self._dispatch_lane(model, lane)
-        while model.free_workers.least() is not None:
+        while len(model.queue) and model.free_workers.least() is not None:
             request_id = model.queue.pop()
-            if request_id is None:
-                return
+            assert request_id is not None, "a queue with a length has a first"
             request = self.requests[request_id]
             if request.deadline <= self._at:
                 self._expire(request)
@@ -377,7 +392,7 @@ class Router:
         worker.slots[request.request_id, request.attempt] = None
         self._watch(worker)
         self._offer(model, worker)
-        self._tell(request, f"sent to {worker.name}, attempt {request.losses + 1}")
+        write(request.lines, self._at, f"sent to {worker.name}, attempt {request.losses + 1}")
         left = request.deadline - self._at if request.deadline < math.inf else None
         self._effects.append(
             ev.SendRequest(
@@ -423,6 +438,24 @@ class Router:
         worker = self.workers[worker_name]
         self._at = worker.progressed = max(self._at, at)
         request.delivered += 1
+        return request
+
+    def take_last(self, worker_name: str, request_id: str, attempt: int, seq: int, at: float) -> Request | None:
+        """The same for the last output of a request that runs: it has ended, and is to be forgotten.
+
+        What follows from that for others comes with the next event's effects; `has_news` says whether there is any.
+        """
+        request = self.requests.get(request_id)
+        if request is None or request.attempt != attempt or request.delivered != seq:
+            return None
+        if request.worker != worker_name or request.state is not RequestState.RUNNING:
+            return None
+        worker = self.workers[worker_name]
+        self._at = worker.progressed = max(self._at, at)
+        request.delivered += 1
+        self.models[request.model].learn(self._at - request.started)
+        self._end(request, "finished", forget_body=False)
+        self._free_slot(worker, request_id, attempt)
         return request
 
     def _on_output(self, event: ev.OutputArrived) -> None:
@@ -499,14 +532,17 @@ class Router:
             self._effects.append(told)
 
     def _free_slot(self, worker: Worker, request_id: str, attempt: int) -> None:
-        if (request_id, attempt) not in worker.slots:
+        slot = (request_id, attempt)
+        if slot not in worker.slots:
             return
-        del worker.slots[request_id, attempt]
+        del worker.slots[slot]
         worker.exclusive = worker.exclusive and bool(worker.slots)
         model = self.models[worker.model]
-        _forget_adoptable(model, worker, request_id, attempt)
+        if model.adoptable:
+            _forget_adoptable(model, worker, request_id, attempt)
         self._offer(model, worker)
-        self._stirred[model.name] = model
+        if model.waiting:
+            self._stirred[model.name] = model
 
     # -- ends ---------------------------------------------------------------------------------------------------------
 
@@ -519,7 +555,7 @@ class Router:
             code=code,
             text=text,
             outcome=outcome,
-            story=self.story(request.request_id),
+            story=told(request.lines),
             submission=request.submission,
         )
         self._effects.append(error)
@@ -531,7 +567,8 @@ class Router:
             self._unqueue(request)
         del self.requests[request.request_id]
         self.models[request.model].count_live(-1)
-        self.adapters.left(request)
+        if request.adapter:
+            self.adapters.left(request)
         if request.deadline < math.inf:
             self._deadlines.remove(request.request_id)
         client = self.clients[request.client]
@@ -541,8 +578,8 @@ class Router:
         if not client.live:
             del self.clients[request.client]
         self.count(outcome)
-        self._tell(request, outcome)
-        self._stories.end(request.request_id)
+        write(request.lines, self._at, outcome)
+        self._stories.keep(request.request_id, request.lines)
         if forget_body:
             self._effects.append(ev.ForgetBody(request_id=request.request_id))
 
@@ -831,7 +868,6 @@ class Router:
         assert kept == self.kept_bytes, f"{self.kept_bytes} bytes of bodies counted for {kept}"
         timed = sum(request.deadline < math.inf for request in self.requests.values())
         assert len(self._deadlines) == timed, f"{len(self._deadlines)} deadlines for {timed} requests"
-        assert len(self._stories) == len(self.requests), "the live stories are not those of the live requests"
 
 
 def _discard(event: ev.OutputArrived) -> ev.SendDiscard:

@@ -19,10 +19,6 @@ MAX_ANSWERS = 1024
 _STATUSES = {status.value for status in LoRAStatus}
 
 
-#: Bytes of all frames together.
-size_of = wire.size_of
-
-
 # -- messages to events -----------------------------------------------------------------------------------------------
 
 
@@ -38,7 +34,7 @@ def request_arrived(client: str, message: wire.Submit, body: wire.Frames, at: fl
         deadline_s=message.deadline_s,
         host=message.host,
         shared_bytes=message.shared_bytes,
-        body_bytes=size_of(body),
+        body_bytes=wire.size_of(body),
         window_parts=message.window_parts,
         window_bytes=message.window_bytes,
         consumed=message.consumed,
@@ -171,7 +167,7 @@ def in_messages(
     gathered: list[tuple[wire.Partial | wire.Final, wire.Frames]], most_bytes: int = 1 << 20
 ) -> Iterator[list[tuple[wire.Partial | wire.Final, wire.Frames]]]:
     """Outputs for one client as few messages: of at most MAX_FRAMES frames, and small, so that the first comes soon."""
-    weights = [size_of(body) for _, body in gathered]
+    weights = [wire.size_of(body) for _, body in gathered]
     counts = [len(body) for _, body in gathered]
     if len(gathered) <= MAX_ANSWERS and sum(counts) < wire.MAX_FRAMES and sum(weights) <= most_bytes:  # nearly always
         yield gathered

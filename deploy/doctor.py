@@ -26,7 +26,8 @@ from ..coordinator.connection import connections
 from ..errors import TensoryardError
 from ..settings import from_environment
 from ..shm import runtime_dir
-from ..shm.os_memory import Mapping, attach, available_memory_bytes, create_sealed, total_memory_bytes
+from ..shm.mapping import Mapping
+from ..shm.os_memory import attach, available_memory_bytes, create_sealed, total_memory_bytes
 from ..shm.runtime_dir import listen
 from ..version import __version__
 from ..workers.device import DEVICE_NODES, gpu_problem

@@ -16,6 +16,7 @@ from .buffers import Buffers
 from .framing import (
     Assembly,
     FramingError,
+    Kept,
     Limits,
     fits_one_packet,
     header_of,
@@ -64,23 +65,29 @@ class Channel:
     def send(self, frames: Sequence[Any]) -> bool:
         """Begin a message, when none is being sent; True when it has left, else `resume` goes on."""
         sizes = sizes_of(frames)
-        header = header_of(sizes)
-        if fits_one_packet(header, frames, sum(sizes)):
-            try:
-                self.sock.sendmsg([header, *frames], (), _FLAGS)
-            except OSError as error:
-                if error.errno not in _NOT_NOW:
-                    raise
-            else:
-                return True
-        self._packets = packets(header, kept(frames))
+        return self._send(header_of(sizes), frames, sum(sizes)) or self._begin(*kept(frames))
+
+    def _send(self, header: bytes, frames: Sequence[Any], total: int) -> bool:
+        """Send a message that fits one packet, if there is room for it now."""
+        if not fits_one_packet(header, frames, total):
+            return False
+        try:
+            self.sock.sendmsg([header, *frames], (), _FLAGS)
+        except OSError as error:
+            if error.errno not in _NOT_NOW:
+                raise
+            return False
+        return True
+
+    def _begin(self, header: bytes, frames: Frames, _total: int) -> bool:
+        self._packets = packets(header, frames)
         self._packet = next(self._packets)
         return self.resume()
 
-    def send_all(self, messages: Sequence[Frames], packet: bytes) -> bool:
+    def send_all(self, messages: Sequence[Kept], packet: bytes) -> bool:
         """The same for what `take_together` took."""
         if not packet:
-            return self.send(messages[0])
+            return self._send(*messages[0]) or self._begin(*messages[0])
         self._packets, self._packet = iter(()), [memoryview(packet)]
         return self.resume()
 

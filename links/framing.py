@@ -30,7 +30,13 @@ _MAX_SHARED_FRAMES = 64
 _COPY_BELOW_BYTES = 64 << 10
 _COUNT = struct.Struct("<I")
 #: Headers of messages with few frames, which nearly all have.
-_HEADERS = [struct.Struct(f"<I{count}Q") for count in range(9)]
+_FEW = 9
+_HEADERS = [struct.Struct(f"<I{count}Q") for count in range(_FEW)]
+#: A packet up to this size is copied as a whole before it is cut: one copy more, and one object less per frame.
+_CUT_WHOLE_BYTES = 32 << 10
+
+#: A message that waits: its header, its frames, and their bytes together.
+Kept = tuple[bytes, Frames, int]
 
 
 class FramingError(Exception):
@@ -62,11 +68,6 @@ def sizes_of(frames: Sequence[Any]) -> list[int]:
     return [len(frame) if type(frame) is bytes else memoryview(frame).nbytes for frame in frames]
 
 
-def size_of(frames: Sequence[Any]) -> int:
-    """Bytes of all frames together."""
-    return sum(sizes_of(frames))
-
-
 def header_of(sizes: list[int]) -> bytes:
     """What a message's first packet begins with. ValueError for a message that no link takes."""
     count = len(sizes)
@@ -76,7 +77,7 @@ def header_of(sizes: list[int]) -> bytes:
 
 
 def _header(count: int) -> struct.Struct:
-    return _HEADERS[count] if count < len(_HEADERS) else struct.Struct(f"<I{count}Q")
+    return _HEADERS[count] if count < _FEW else struct.Struct(f"<I{count}Q")
 
 
 def fits_one_packet(header: bytes, frames: Sequence[Any], total: int) -> bool:
@@ -84,42 +85,39 @@ def fits_one_packet(header: bytes, frames: Sequence[Any], total: int) -> bool:
     return len(header) + total <= PACKET_BYTES and len(frames) < _MAX_BUFFERS
 
 
-def take_together(queue: deque[Frames]) -> tuple[list[Frames], bytes]:
+def take_together(queue: deque[Kept]) -> tuple[list[Kept], bytes]:
     """Take from a queue its first message, and those behind it that fit the same packet: that is made of several only.
 
     Others may append to the queue meanwhile.
     """
     if len(queue) == 1:
         return [queue.popleft()], b""
-    taken: list[Frames] = []
+    taken: list[Kept] = []
     parts: list[bytes] = []
     room = PACKET_BYTES
     while queue:
-        frames = queue[0]
-        sizes = sizes_of(frames)
-        room -= _header_bytes(len(sizes)) + sum(sizes)
-        if taken and (room < 0 or len(frames) > _MAX_SHARED_FRAMES):
+        header, frames, total = queue[0]
+        room -= len(header) + total
+        alone = room < 0 or len(frames) > _MAX_SHARED_FRAMES
+        if alone and taken:
             break
         taken.append(queue.popleft())
-        if room < 0 or len(frames) > _MAX_SHARED_FRAMES:
+        if alone:
             break
-        parts += (header_of(sizes), *frames)
+        parts.append(header)
+        parts.extend(frames)
     return taken, b"".join(parts) if len(taken) > 1 else b""
 
 
-def _header_bytes(count: int) -> int:
-    return _COUNT.size + 8 * count
-
-
-def kept(frames: Sequence[Any]) -> Frames:
+def kept(frames: Sequence[Any]) -> Kept:
     """A message as it may wait to be sent: what its sender may change meanwhile is copied, unless it is large."""
-    return [_kept(frame) for frame in frames]
+    own = [frame if type(frame) is bytes else _own(frame) for frame in frames]
+    sizes = sizes_of(own)
+    return header_of(sizes), own, sum(sizes)
 
 
-def _kept(frame: Any) -> Any:
-    if type(frame) is bytes or memoryview(frame).nbytes >= _COPY_BELOW_BYTES:
-        return frame
-    return bytes(frame)
+def _own(frame: Any) -> Any:
+    return frame if memoryview(frame).nbytes >= _COPY_BELOW_BYTES else bytes(frame)
 
 
 def packets(header: bytes, frames: Sequence[Any]) -> Iterator[list[memoryview]]:
@@ -180,19 +178,21 @@ def open_packet(packet: memoryview, limits: Limits, buffers: Buffers) -> deque[F
     Raises FramingError, before any memory is taken for what is announced.
     """
     messages: deque[Frames] = deque()
-    start = 0
-    while start < len(packet) or not messages:
-        sizes, start = _read_header(packet, start)
+    start, end = 0, len(packet)
+    most = min(limits)
+    data: Any = bytes(packet) if end <= _CUT_WHOLE_BYTES else packet
+    while start < end or not messages:
+        sizes, start = _read_header(data, start)
         total = sum(sizes)
-        if total > limits.frame_bytes or total > limits.message_bytes:
+        if total > most:
             _check(total, max(sizes), limits)
-        if start + total > len(packet):
+        if start + total > end:
             if messages:
                 raise FramingError(f"a message of {total} bytes begins in a packet that cannot hold it, behind others")
             return _assembly(sizes, total, packet[start:], buffers)
         frames = []
         for size in sizes:
-            frames.append(bytes(packet[start : start + size]))
+            frames.append(bytes(data[start : start + size]))
             start += size
         messages.append(frames)
     return messages
@@ -205,12 +205,12 @@ def _assembly(sizes: tuple[int, ...], total: int, first: memoryview, buffers: Bu
         raise FramingError(f"there is no memory for a message of {total} bytes") from error
 
 
-def _read_header(packet: memoryview, at: int) -> tuple[tuple[int, ...], int]:
+def _read_header(packet: bytes | memoryview, at: int) -> tuple[tuple[int, ...], int]:
     """The sizes of the frames of the message that begins there, and where the first frame begins."""
     if len(packet) < at + _COUNT.size:
         raise FramingError("a message begins with fewer than 4 bytes")
     (count,) = _COUNT.unpack_from(packet, at)
-    start = at + _header_bytes(count)
+    start = at + _COUNT.size + 8 * count
     if not 1 <= count <= MAX_FRAMES or len(packet) < start:
         raise FramingError(f"it announces {count} frames in a packet of {len(packet) - at} bytes")
     return _header(count).unpack_from(packet, at)[1:], start

@@ -21,6 +21,8 @@ log = logger(__name__)
 
 #: While nobody answers, only every so many heartbeats is sent, so that what is queued stays small.
 _LOST_BEAT_FACTOR = 5
+#: What keeps a session alive, and is nobody else's business.
+_OF_SESSION = frozenset({wire.Welcome, wire.Rejoin, wire.Refused, wire.Heartbeat})
 
 
 class Callbacks(Protocol):
@@ -110,6 +112,9 @@ class Presence:
         except ProtocolError as error:
             log.warning("a message from the coordinator was dropped: %s", error)
             return
+        if type(message) not in _OF_SESSION:  # by far the most
+            self._callbacks.on_message(message, frames[1:])
+            return
         match message:
             case wire.Welcome():
                 self._asked_at = -math.inf
@@ -120,5 +125,3 @@ class Presence:
                 self._callbacks.on_refused(from_wire(message.code, message.text))
             case wire.Heartbeat():
                 pass
-            case _:
-                self._callbacks.on_message(message, frames[1:])

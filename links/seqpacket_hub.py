@@ -19,11 +19,12 @@ from .base import Frames
 from .buffers import Buffers
 from .channel import Channel
 from .door import Door
-from .framing import PACKET_BYTES, FramingError, Limits, kept, read_greeting, size_of, take_together
+from .framing import PACKET_BYTES, FramingError, Kept, Limits, kept, read_greeting, take_together
 from .unix_socket import abandon_in_children
 
 log = logging.getLogger(__name__)
 
+_IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 #: Connections looked at by one call of `receive` when none of them has a whole message.
 _LOOKS_PER_CALL = 64
 #: Messages given out before the kernel is asked who else has some.
@@ -47,7 +48,7 @@ class _Connection(Channel):
         #: None until its greeting has come.
         self.identity: bytes | None = None
         #: Messages that wait for room or, kept back, for more; and their bytes.
-        self.queue: deque[Frames] = deque()
+        self.queue: deque[Kept] = deque()
         self.queued_bytes = 0
         #: It is served no more, and ends once what it had sent is read.
         self.cut = False
@@ -60,7 +61,7 @@ class _Connection(Channel):
             if not self.queue:
                 return True
             taken, packet = take_together(self.queue)
-            self.queued_bytes -= sum(size_of(frames) for frames in taken)
+            self.queued_bytes -= sum([total for _, _, total in taken])
             if not self.send_all(taken, packet):
                 break
         return False
@@ -106,7 +107,7 @@ class SeqpacketHub:
             for address in addresses:
                 door = Door(address)
                 self._doors[door.fileno()] = door
-                self._epoll.register(door, select.EPOLLIN)
+                self._epoll.register(door, _IN)
         except BaseException:
             self.close()
             raise
@@ -138,7 +139,7 @@ class SeqpacketHub:
             return True
         try:
             if not connection.send(frames):
-                self._epoll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
+                self._epoll.modify(connection.sock, _IN | _OUT)
         except OSError:  # its end of file comes next
             return False
         return True
@@ -146,8 +147,9 @@ class SeqpacketHub:
     def _keep_back(self, connection: _Connection, frames: Sequence[Any]) -> None:
         """Until `flush`, or until there is a packet full."""
         self._kept_back[connection] = None
-        connection.queue.append(kept(frames))
-        connection.queued_bytes += size_of(frames)
+        message = kept(frames)
+        connection.queue.append(message)
+        connection.queued_bytes += message[2]
         if connection.queued_bytes >= PACKET_BYTES or len(connection.queue) >= _MOST_KEPT_BACK:
             self._release(connection)
 
@@ -158,18 +160,21 @@ class SeqpacketHub:
 
     def _release(self, connection: _Connection) -> None:
         del self._kept_back[connection]
-        with contextlib.suppress(OSError):  # its end of file comes next
+        try:
             if not connection.flush():
-                self._epoll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
+                self._epoll.modify(connection.sock, _IN | _OUT)
+        except OSError:  # its end of file comes next
+            return
 
     def _enqueue(self, connection: _Connection, frames: Sequence[Any]) -> bool:
-        size = size_of(frames)
+        message = kept(frames)
+        size = message[2]
         waiting = len(connection.queue)
         if waiting >= self._peer_backlog or (waiting and connection.queued_bytes + size > self._peer_backlog_bytes):
             self._count_cut(connection, f"{waiting} messages, {connection.queued_bytes} bytes, wait for it")
             self._cut(connection)
             return False
-        connection.queue.append(kept(frames))
+        connection.queue.append(message)
         connection.queued_bytes += size
         return True
 
@@ -180,23 +185,24 @@ class SeqpacketHub:
 
         Each peer that has something to say is heard before any is heard for long.
         """
-        for _ in range(max(_LOOKS_PER_CALL, len(self._ready))):  # all of which the kernel does not know any more
-            if not self._ready or self._given >= _GIVEN_PER_LOOK:
+        ready = self._ready
+        for _ in range(max(_LOOKS_PER_CALL, len(ready))):  # all of which the kernel does not know any more
+            if not ready or self._given >= _GIVEN_PER_LOOK:
                 self._look_around()
-                if not self._ready:
+                if not ready:
                     return None
-            fd, events = self._ready.popleft()
+            fd, events = ready.popleft()
             connection = self._connections.get(fd)
             if connection is None:
                 if fd in self._doors:
                     self._let_in(self._doors[fd])
                 continue
-            if events & select.EPOLLOUT:
+            if events & _OUT:
                 self._flush(connection)
-            if events & ~select.EPOLLOUT:
+            if events & ~_OUT:
                 received = self._read(connection)
                 if connection.has_more:
-                    self._ready.append((fd, select.EPOLLIN))
+                    ready.append((fd, _IN))
                 if received is not None:
                     self._given += 1
                     return received
@@ -211,12 +217,12 @@ class SeqpacketHub:
     def _let_in(self, door: Door) -> None:
         for sock in door.let_in():
             self._connections[sock.fileno()] = _Connection(sock, self._limits, self._buffers)
-            self._epoll.register(sock, select.EPOLLIN)
+            self._epoll.register(sock, _IN)
 
     def _flush(self, connection: _Connection) -> None:
         with contextlib.suppress(OSError):  # its end of file comes next
             if connection.flush():
-                self._epoll.modify(connection.sock, select.EPOLLIN)
+                self._epoll.modify(connection.sock, _IN)
 
     def _read(self, connection: _Connection) -> tuple[bytes, Frames | None] | None:
         try:
@@ -254,7 +260,7 @@ class SeqpacketHub:
         self._kept_back.pop(connection, None)
         connection.queue.clear()
         connection.drop()
-        self._epoll.modify(connection.sock, select.EPOLLIN)
+        self._epoll.modify(connection.sock, _IN)
         with contextlib.suppress(OSError):  # it has gone by itself
             connection.sock.shutdown(socket.SHUT_RDWR)
 
@@ -273,7 +279,7 @@ class SeqpacketHub:
         del self._peers[identity]
         if connection.successor is not None:
             self._peers[identity] = connection.successor
-            self._epoll.register(connection.successor.sock, select.EPOLLIN)
+            self._epoll.register(connection.successor.sock, _IN)
         return identity, None
 
     def _close_connection(self, connection: _Connection) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from .base import Frames, Opening
 from .buffers import Buffers
 from .channel import Channel
-from .framing import IDENTITY_BYTES, PACKET_BYTES, FramingError, Limits, greeting, kept, take_together
+from .framing import IDENTITY_BYTES, PACKET_BYTES, FramingError, Kept, Limits, greeting, kept, take_together
 from .unix_socket import abandon_in_children, connect, path_of
 
 log = logging.getLogger(__name__)
@@ -49,9 +49,9 @@ class SeqpacketPeer:
         #: None while no hub is there. Changed by the link's own thread, under the lock.
         self._channel: Channel | None = None
         #: What is to be sent: any thread appends, who holds the lock takes.
-        self._queue: deque[Frames] = deque()
+        self._queue: deque[Kept] = deque()
         #: The messages that have begun to leave and have not left.
-        self._leaving: list[Frames] = []
+        self._leaving: list[Kept] = []
         #: Held while sending, which never waits. Only the link's own thread waits for it.
         self._lock = threading.Lock()
         #: There is no room, or no hub; the link's own thread sees when there is.
@@ -62,6 +62,8 @@ class SeqpacketPeer:
         self._epoll = select.epoll()
         self._pause_s = _FIRST_PAUSE_S
         self._next_try = -math.inf
+        #: The last packet has been given out, and the kernel has not been asked for another since.
+        self._given_out = False
         #: A hub was reached before.
         self._met = False
         self._complained = False
@@ -146,7 +148,13 @@ class SeqpacketPeer:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def receive(self) -> Frames | None:
-        """The next message, or None. Connects again and sends on, when it is time to."""
+        """The next message, or None. Connects again and sends on, when it is time to.
+
+        None also at the end of a packet: most come alone, and to ask for another in vain costs more than to wait.
+        """
+        if self._given_out:
+            self._given_out = False
+            return None
         channel = self._channel or self._connect()
         if channel is None:
             return None
@@ -158,6 +166,7 @@ class SeqpacketPeer:
             self._disconnect(error)
             return None
         if frames is not None:
+            self._given_out = not channel.has_more
             self._pause_s = _FIRST_PAUSE_S
             self._complained = False
         return frames
@@ -185,7 +194,7 @@ class SeqpacketPeer:
         if self._opening is not None:
             if self._met:
                 self._queue.clear()
-            self._queue.appendleft(list(self._opening()))
+            self._queue.appendleft(kept(self._opening()))
         self._met = True
         self._epoll.register(channel.sock, select.EPOLLIN)
         self._channel = channel

@@ -229,30 +229,31 @@ class Session:
         """Wait for something, until that time at most, and serve it; a caller who asks for the helm cuts it short."""
         if self._closing:
             return
-        self._settle_the_last(link)
+        if self._failure is not None or self._broken_off:
+            self._settle_the_last(link)
         due = min(self._presence.next_beat, link.next_try(), until)
         self._idle = True
         ready = poller.poll(max(due - time.monotonic(), 0.0) if self._drained else 0.0)
         self._idle = False
-        if self._wake_fd in ready:
-            os.eventfd_read(self._wake_fd)
-        for fd, call in self._watch.items():
-            if fd in ready:
+        for fd in ready:
+            if fd == self._wake_fd:
+                os.eventfd_read(self._wake_fd)
+            elif (call := self._watch.get(fd)) is not None:
                 call()
         self._receive(link)
-        self._flush(link)
+        if self._outbox:
+            self._flush(link)
         now = time.monotonic()
         if now >= self._presence.next_beat:
             self._presence.beat(link if link.connected else None, now)
             self.trouble = link.trouble
 
     def _settle_the_last(self, link: PeerLink) -> None:
-        """What became of a caller's turn, if it did not end well."""
+        """A caller's turn did not end well."""
         if self._failure is not None:
             raise self._failure
-        if self._broken_off:
-            self._broken_off = False
-            link.begin_anew()
+        self._broken_off = False
+        link.begin_anew()
 
     def _receive(self, link: PeerLink) -> None:
         self._drained = False

@@ -115,11 +115,23 @@ class EmbeddingsRequestContext(OneShotContext):
     def __init__(
         self,
         *,
+        request_id: RequestID,
+        model_name: str,
         texts: tuple[str, ...] = (),
         token_ids: tuple[tuple[int, ...], ...] = (),
-        **common: Any,
+        arrays: tuple[npt.NDArray[Any], ...] = (),
+        options: Any = None,
+        allocate: Allocate = np.empty,
+        tokenize: Tokenize | None = None,
     ) -> None:
-        super().__init__(**common)
+        super().__init__(
+            request_id=request_id,
+            model_name=model_name,
+            arrays=arrays,
+            options=options,
+            allocate=allocate,
+            tokenize=tokenize,
+        )
         self.texts = texts
         self.token_ids = token_ids
 
@@ -204,7 +216,7 @@ def new_context(
     tokenize: Tokenize | None = None,
 ) -> OneShotContext:
     """The context of a request; WrongTask for anything else."""
-    if not isinstance(request, EmbeddingsRequest | PixelGenerationRequest | AudioGenerationRequest):
+    if not isinstance(request, (EmbeddingsRequest, PixelGenerationRequest, AudioGenerationRequest)):
         raise WrongTask(f"no one-shot context for a {type(request).__name__}")
     common: dict[str, Any] = {
         "request_id": request.request_id,

@@ -40,7 +40,7 @@ class RequestID:
 
     def __init__(self, value: str | None = None) -> None:
         if value is None:
-            value = f"{_random.getrandbits(128):032x}"
+            value = _random.randbytes(16).hex()
         elif not isinstance(value, str) or not 0 < len(value) <= MAX_REQUEST_ID_CHARS or not value.isprintable():
             raise InvalidRequest(
                 f"a RequestID is 1 to {MAX_REQUEST_ID_CHARS} printable characters, not {_short(value)}; "

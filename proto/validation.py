@@ -33,7 +33,7 @@ def require_model(model: object, name: str = "model") -> None:
 
 def require_options(options: object, name: str = "options") -> None:
     """A request's `options`, or another field of that kind, are a dict with string keys."""
-    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+    if not isinstance(options, dict) or (options and not all(isinstance(key, str) for key in options)):
         raise InvalidRequest(f"`{name}` must be a dict with string keys, not {_shown(options)}")
 
 

@@ -30,7 +30,7 @@ class SharedMemoryArray:
 
     `name` is "POOL.SEGMENT"; `shape` and `dtype` (numpy's `dtype.str`, like "<f4") are the array's; `offset` (bytes)
     and `generation` say which block of the segment, and which use of it; `host` is where the memory lies. Compared and
-    hashed by value. Every field is checked here, so that a handle which exists is in bounds of what a handle can say.
+    hashed by value. Every field is checked here, so that a handle from elsewhere is in bounds of what a handle can say.
 
     Raises ForgedHandle for fields that no pool can have made, UnsupportedArray for a dtype that may not travel.
     """
@@ -53,6 +53,16 @@ class SharedMemoryArray:
         self.generation = generation
         self.host = host
         self._check()
+
+    @classmethod
+    def of_own(
+        cls, name: str, shape: tuple[int, ...], dtype: str, offset: int, generation: int, host: str
+    ) -> SharedMemoryArray:
+        """The handle of an array that exists, from the pool that it lies in: nothing is checked again."""
+        self = cls.__new__(cls)
+        self.name, self.shape, self.dtype = name, shape, dtype
+        self.offset, self.generation, self.host = offset, generation, host
+        return self
 
     def _check(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .blocks import BlockTable
-from .os_memory import Mapping
+from .mapping import Mapping
 
 #: Slots per reader: live views one process may hold of one other process's memory. Beyond, results are copied out.
 SLOTS = 4095
@@ -90,17 +90,23 @@ class GrantedLeases:
     def __init__(self, mapping: Mapping) -> None:
         self._words: npt.NDArray[np.uint64] = mapping.words(mapping.size_bytes // 8)
         self._seen = self._words.copy()
+        #: The same as bytes: whether anything changed at all is asked twice for each array that is placed.
+        self._seen_bytes = self._seen.tobytes()
 
     def set_waiting(self, waiting: bool) -> None:
         """Ask the reader for a WAKE at its next release, or no longer."""
         self._words[0] = int(waiting)
         self._seen[0] = int(waiting)
+        self._seen_bytes = self._seen.tobytes()
 
     def enter_changes(self, blocks: BlockTable, reader: int) -> None:
         """Enter what changed since the last call in the pool's books, under its lock; clear the released slots."""
+        if self._words.tobytes() == self._seen_bytes:
+            return
         for slot in np.flatnonzero(self._words != self._seen).tolist():
             if slot:
                 self._enter(slot, int(self._words[slot]), blocks, reader)
+        self._seen_bytes = self._seen.tobytes()
 
     def _enter(self, slot: int, word: int, blocks: BlockTable, reader: int) -> None:
         """One slot; a claim begun and ended between two looks is entered too, so that it uses up its handle."""

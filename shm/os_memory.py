@@ -1,7 +1,7 @@
-"""Every call to the operating system about memory: sealed memfds, mappings, free memory, the host's name.
+"""What the operating system is asked about memory: sealed memfds, free memory, the host's name.
 
-`segment.py` lays blocks out in the memory made here, `server.py` and `reader.py` pass the descriptors; nothing else
-in the project maps memory.
+`mapping.py` maps the memfds made here, and nothing else in the project maps memory; `segment.py` lays blocks out in
+them, `server.py` and `reader.py` pass the descriptors.
 """
 
 from __future__ import annotations
@@ -10,22 +10,16 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import mmap
 import os
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ..errors import ForgedHandle, PoolExhausted
+from .mapping import PAGE_BYTES, Mapping, prefault, take_huge_pages
 
-PAGE_BYTES = mmap.PAGESIZE
-#: Linux constants that Python 3.11's mmap and fcntl modules do not name.
-_MADV_POPULATE_WRITE = 23
+#: A Linux constant that Python 3.11's fcntl module does not name.
 _F_SEAL_FUTURE_WRITE = 0x0010
 #: What a reader relies on: the memory can neither shrink under its mapping (SIGBUS) nor be mapped writable by it.
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -43,45 +37,6 @@ _GROUP_FILES = (
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-class Mapping:
-    """One mapped memfd. Arrays made by `bytes_at` keep it mapped; it is unmapped when the last of them is gone."""
-
-    __slots__ = ("__weakref__", "_map", "address", "size_bytes", "writable")
-
-    def __init__(self, fd: int, size_bytes: int, *, writable: bool) -> None:
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(fd, size_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, access)
-        self.size_bytes = size_bytes
-        self.writable = writable
-        self.address: int = np.frombuffer(self._map, np.uint8).__array_interface__["data"][0]
-
-    def words(self, count: int) -> npt.NDArray[np.uint64]:
-        """The first `count` 8-byte words as an array."""
-        return np.frombuffer(self._map, np.uint64, count)
-
-    def bytes_at(self, offset: int, size_bytes: int, owner: Any = None) -> npt.NDArray[np.uint8]:
-        """`size_bytes` bytes from `offset`, as an array whose life keeps the mapping, and `owner`, alive."""
-        return np.asarray(_Span(self, offset, size_bytes, owner))
-
-
-class _Span:
-    """A stretch of a mapping, presented to numpy by address; numpy keeps it as the base of every view made from it."""
-
-    __slots__ = ("__array_interface__", "__weakref__", "_mapping", "_owner")
-
-    def __init__(self, mapping: Mapping, offset: int, size_bytes: int, owner: Any) -> None:
-        if offset < 0 or size_bytes < 0 or offset + size_bytes > mapping.size_bytes:
-            raise ForgedHandle(f"bytes {offset}..{offset + size_bytes} lie outside a segment of {mapping.size_bytes}")
-        self._mapping = mapping
-        self._owner = owner
-        self.__array_interface__ = {
-            "version": 3,
-            "shape": (size_bytes,),
-            "typestr": "|u1",
-            "data": (mapping.address + offset, not mapping.writable),
-        }
-
-
 def create_sealed(size_bytes: int) -> tuple[int, Mapping]:
     """A new memfd and its writable mapping: reserved, pre-faulted, then sealed so that no one else can write to it.
 
@@ -94,8 +49,11 @@ def create_sealed(size_bytes: int) -> tuple[int, Mapping]:
             "free memory, or lower the pool's budget so that callers wait instead",
         )
     with _new_memfd("tensoryard", size_bytes) as fd:
-        mapping = Mapping(fd, size_bytes, writable=True)
-        _prefault(mapping)
+        os.ftruncate(fd, size_bytes)
+        mapping = Mapping(fd, size_bytes, writable=True, populate=False)
+        take_huge_pages(fd, mapping)
+        _reserve(fd, size_bytes)
+        prefault(mapping)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEGMENT_SEALS | fcntl.F_SEAL_SEAL)
     return fd, mapping
 
@@ -103,6 +61,7 @@ def create_sealed(size_bytes: int) -> tuple[int, Mapping]:
 def create_table(size_bytes: int) -> tuple[int, Mapping]:
     """A new memfd of fixed size that both sides may write to: a lease table. Raises PoolExhausted."""
     with _new_memfd("tensoryard-leases", size_bytes) as fd:
+        _reserve(fd, size_bytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
         mapping = Mapping(fd, size_bytes, writable=True)
     return fd, mapping
@@ -123,11 +82,10 @@ def attach(fd: int, *, writable: bool = False) -> Mapping:
 
 @contextlib.contextmanager
 def _new_memfd(name: str, size_bytes: int) -> Iterator[int]:
-    """A memfd with every page backed now, so that a full memory is an error here, not a SIGBUS at a later write."""
+    """A memfd of no size yet; what the system refuses inside is PoolExhausted."""
     try:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.posix_fallocate(fd, 0, size_bytes)
             yield fd
         except BaseException:
             os.close(fd)
@@ -139,12 +97,9 @@ def _new_memfd(name: str, size_bytes: int) -> Iterator[int]:
         ) from error
 
 
-def _prefault(mapping: Mapping) -> None:
-    """Enter every page into our page table, so that the first write runs at memory speed (docs/performance.md)."""
-    try:
-        mapping._map.madvise(_MADV_POPULATE_WRITE)  # noqa: SLF001 - same file, and the only place that touches pages
-    except OSError:  # before Linux 5.14
-        np.frombuffer(mapping._map, np.uint8)[::PAGE_BYTES] = 0  # noqa: SLF001
+def _reserve(fd: int, size_bytes: int) -> None:
+    """Back every page now, so that a full memory is an error here, not a SIGBUS at a later write."""
+    os.posix_fallocate(fd, 0, size_bytes)
 
 
 def available_memory_bytes() -> int:

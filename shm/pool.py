@@ -26,6 +26,7 @@ import numpy.typing as npt
 from .. import faults
 from ..errors import PoolExhausted, SegmentGone, StaleHandle
 from .blocks import Block, BlockTable
+from .copying import copy_into
 from .dtypes import dtype_name
 from .handle import SharedMemoryArray
 from .leases import GrantedLeases, fence
@@ -163,7 +164,7 @@ class Pool:
         block = self._take(max(array.nbytes, 1), timeout_s, tag)
         loan = Loan(self, block.generation, use=_ONLY_USE)
         loan.handle = self._handle(block, block.segment.offset_of(block.index), array)
-        np.copyto(_memory(block, array.nbytes, loan).view(array.dtype).reshape(array.shape), array)
+        copy_into(_memory(block, array.nbytes, loan).view(array.dtype).reshape(array.shape), array)
         return loan
 
     def lend(self, array: npt.NDArray[Any], *, tag: str = "") -> Loan | None:
@@ -171,8 +172,8 @@ class Pool:
 
         With `tag`, the block is known by that RequestID from now on.
         """
-        if not array.flags.c_contiguous or not array.flags.aligned or not array.nbytes:
-            return None
+        if array.base is None or not array.flags.c_contiguous or not array.flags.aligned or not array.nbytes:
+            return None  # without a base the memory is its own: ours is always a view
         with self._lock:
             found = self._find(array)
             if found is None:
@@ -429,7 +430,7 @@ class Pool:
 
     def _handle(self, block: Block, offset: int, array: npt.NDArray[Any]) -> SharedMemoryArray:
         name = f"{self.name}.{block.segment.number}"
-        return SharedMemoryArray(name, array.shape, dtype_name(array.dtype), offset, block.generation, self.host)
+        return SharedMemoryArray.of_own(name, array.shape, dtype_name(array.dtype), offset, block.generation, self.host)
 
     def reader_gone(self, reader: int, leases: GrantedLeases) -> None:
         """A reader's connection ended: its claims are over, seen or not. Called by the server, under the lock."""

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ..errors import ForgedHandle, StaleHandle
 from .handle import SharedMemoryArray
-from .os_memory import PAGE_BYTES, Mapping, create_sealed
+from .mapping import PAGE_BYTES, Mapping
+from .os_memory import create_sealed
 from .size_classes import blocks_per_segment
 
 _MAGIC = 0x3152_4459_534E_4554  # "TENSYDR1", little-endian

@@ -29,16 +29,19 @@ def main(address: str, requests: int, arrays: int, size_bytes: int) -> dict[str,
             for n in range(requests)
         ]
         served: collections.Counter[str] = collections.Counter()
+        seen: dict[str, set[int]] = collections.defaultdict(set)
         wrong = 0
         for n, (number, reply) in enumerate(replies):
             wrong += not (reply.result(100).images[0] == number + 1).all()
             served[reply.ledger.worker] += 1
+            seen[reply.ledger.worker].add(number)
             if n == requests // 2:
                 print("half", flush=True)
         after = client.status()
         return {
             "wrong": wrong,
             "served": served,
+            "seen": {worker: sorted(numbers) for worker, numbers in seen.items()},
             "carried_bytes": after.carried_bytes - before.carried_bytes,
             "finished": after.outcomes.get("finished", 0) - before.outcomes.get("finished", 0),
             "own_blocks": client._connection.pool.statistics().used_blocks,

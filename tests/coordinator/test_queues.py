@@ -392,5 +392,7 @@ def test_hosts_that_left_are_forgotten():
             keys.set(f"w{number}", load, f"host{number}")
         if number >= 3:
             keys.remove(f"w{number - 3}")
+        keys.least()
+    assert not keys._moved
     assert len(keys._groups) == 3
     assert len(keys._all._heap) <= heap_bound(3)

@@ -126,7 +126,6 @@ CORRUPTIONS = {
     "adoptable work that is live": lambda r: _model(r).adoptable.update(r0=(_worker(r), 3, 0)),
     "a deadline of nobody": lambda r: r._deadlines.set("ghost", 1.0),
     "a busy worker that nobody watches": lambda r: r._hang_checks.remove("x"),
-    "a story of nobody": lambda r: r._stories.add("ghost", 0.0, "boo"),
     "a model that was not dispatched": lambda r: r._stirred.update(m=_model(r)),
     "a worker for a model that is not there": lambda r: setattr(_worker(r), "model", "elsewhere"),
 }

@@ -219,6 +219,30 @@ def test_the_next_part_of_a_stream_is_entered_without_an_event(yard):
     assert only(ev.SendOutput, yard.answer("w", "r", seq=1)).seq == 1
 
 
+def test_the_last_output_ends_its_request_without_an_event(yard):
+    """It has finished, nothing of it is left but its story, and there is no news where nobody waits."""
+    yard.start("w")
+    yard.submit("r", submission=7)
+    request = yard.router.take_last("w", "r", 1, 0, 3.0)
+    assert (request.client, request.submission) == ("c", 7)
+    assert not yard.router.has_news
+    assert yard.is_empty()
+    assert yard.router.outcomes == {"finished": 1}
+    assert yard.router.story("r")[-1] == "+3.000s finished"
+    yard.router.check_invariants()
+
+
+def test_who_waited_for_its_place_starts_with_the_next_event(yard):
+    """The news that a last output brings is told by whatever comes next."""
+    yard.start("w")
+    yard.submit("r")
+    yard.submit("waits")
+    assert yard.router.take_last("w", "r", 1, 0, 3.0) is not None
+    assert yard.router.has_news
+    assert only(ev.SendRequest, yard.feed(ev.Ticked)).request_id == "waits"
+    assert not yard.router.has_news
+
+
 @pytest.mark.parametrize(
     "part",
     [("w", "r", 1, 1), ("w", "r", 2, 0), ("v", "r", 1, 0), ("w", "s", 1, 0), ("", "waits", 0, 0), ("gone", "r", 1, 0)],
@@ -232,5 +256,7 @@ def test_any_other_output_is_not_taken_the_short_way(yard, part):
     yard.submit("waits")
     before = [(request.delivered, request.attempt) for request in yard.router.requests.values()]
     assert yard.router.take_part(*part, 3.0) is None
+    assert yard.router.take_last(*part, 3.0) is None
+    assert not yard.router.has_news
     assert [(request.delivered, request.attempt) for request in yard.router.requests.values()] == before
     assert {worker.progressed for worker in yard.router.workers.values()} == {0.0}

@@ -122,7 +122,7 @@ class Yard:
     def is_empty(self):
         """Whether nothing of any request is left."""
         router = self.router
-        return not any((router.requests, router.clients, len(router._deadlines), len(router._stories))) and not any(
+        return not any((router.requests, router.clients, len(router._deadlines))) and not any(
             worker.slots or worker.exclusive for worker in router.workers.values()
         )
 

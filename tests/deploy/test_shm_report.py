@@ -194,7 +194,7 @@ def test_a_stopped_worker_is_named(yard, capsys, eventually):
         os.kill(worker.pid, signal.SIGSTOP)
         try:
             eventually(lambda: shm_report.state_of(worker.pid) == "T", "it has stopped")
-            assert cli.main(["shm", "ls", "--timeout", "0.5"]) == 0
+            assert cli.main(["shm", "ls", "--timeout", "3"]) == 0
         finally:
             os.kill(worker.pid, signal.SIGCONT)
     out = capsys.readouterr().out

@@ -128,9 +128,12 @@ def test_what_waits_is_the_links_own():
     small, large, fixed = bytearray(b"small"), bytearray(64 << 10), b"bytes"
     waiting = kept([small, large, fixed])
     small[:] = b"other"
-    assert waiting == [b"small", large, b"bytes"]
-    assert waiting[1] is large
-    assert waiting[2] is fixed
+    header, frames, total = waiting
+    assert header == header_of(sizes_of(frames))
+    assert total == sum(sizes_of(frames))
+    assert frames == [b"small", large, b"bytes"]
+    assert frames[1] is large
+    assert frames[2] is fixed
 
 
 @pytest.mark.parametrize("count", [0, MAX_FRAMES + 1])
@@ -214,13 +217,13 @@ messages_of_any_size = st.lists(
 @given(messages_of_any_size)
 def test_w_41_small_messages_share_a_packet(messages):
     """Whatever waits in a queue leaves in order, the small ones together, and is read as it was."""
-    queue, found, several = deque(messages), [], 0
+    queue, found, several = deque(map(kept, messages)), [], 0
     while queue:
         taken, packet = take_together(queue)
         several += len(taken) > 1
         assert len(packet) <= PACKET_BYTES
         assert bool(packet) == (len(taken) > 1)
-        found += open_packet(memoryview(packet), MOST, BUFFERS) if packet else [unpacked(packed(taken[0]), MOST)]
+        found += open_packet(memoryview(packet), MOST, BUFFERS) if packet else [unpacked(packed(taken[0][1]), MOST)]
     assert found == messages
     small = [len(frames) <= 64 and sum(map(len, frames)) < 1000 for frames in messages]
     assert several or not any(one and other for one, other in itertools.pairwise(small))

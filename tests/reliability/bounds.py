@@ -293,6 +293,7 @@ COORDINATOR = [
             "coordinator/queues.py:LeastLoaded._all",
             "coordinator/queues.py:LeastLoaded._groups",
             "coordinator/queues.py:LeastLoaded._group_of",
+            "coordinator/queues.py:LeastLoaded._moved",
             "coordinator/router.py:Router._hang_checks",
         ),
         tests=("tests/coordinator/test_router.py::test_credits_are_never_exceeded",),
@@ -341,7 +342,6 @@ COORDINATOR = [
         seen="`client.story`",
         holds=(
             "coordinator/router.py:Router._stories",
-            "coordinator/story.py:Stories._live",
             "coordinator/story.py:Stories._ended",
         ),
         tests=("tests/coordinator/test_router.py::test_a_story_is_bounded",),

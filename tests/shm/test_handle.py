@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tensoryard.errors import ForgedHandle
-from tensoryard.shm import SharedMemoryArray
+from tensoryard.shm import Pool, SharedMemoryArray
 from tensoryard.shm.dtypes import parse_dtype
 
 NAME = "0123456789abcdef.7"
@@ -167,3 +167,18 @@ def test_the_three_fields_of_the_specification_suffice():
     """Name, shape and dtype alone make a handle; without a generation it names no use of any block."""
     handle = SharedMemoryArray(NAME, (2,), "<f4")
     assert (handle.offset, handle.generation, handle.host) == (0, 0, "")
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (2, 3, 5), (1,) * 64])
+@pytest.mark.parametrize("dtype", ["u1", "<f8", ">i2", "<c16", "M8[ns]"])
+def test_what_a_pool_makes_unchecked_would_pass_every_check(shape, dtype):
+    """A handle of placed memory, and of an array within lent memory, is one that its reader accepts."""
+    with Pool(budget_bytes=16 << 20) as pool:
+        loans = [pool.place(np.zeros(shape, dtype))]
+        if np.prod(shape):
+            loans.append(pool.lend(pool.empty((3, *shape[:63]), dtype)[1:]))
+        for loan in loans:
+            made = loan.handle
+            assert SharedMemoryArray(*made.to_wire()) == made
+            assert hash(pickle.loads(pickle.dumps(made))) == hash(made)
+            assert made.nbytes == made.numpy_dtype.itemsize * np.prod(made.shape)

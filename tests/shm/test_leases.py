@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tensoryard.shm import leases
 from tensoryard.shm.blocks import Block, BlockTable
 from tensoryard.shm.leases import CLAIMED, RELEASED, SLOTS, TABLE_BYTES, GrantedLeases, HeldLeases, fence
-from tensoryard.shm.os_memory import PAGE_BYTES, attach, create_table
+from tensoryard.shm.mapping import PAGE_BYTES
+from tensoryard.shm.os_memory import attach, create_table
 
 READER = 7
 

@@ -12,7 +12,9 @@ import pytest
 
 from tensoryard.errors import ForgedHandle, PoolExhausted
 from tensoryard.shm import host_name, os_memory
-from tensoryard.shm.os_memory import PAGE_BYTES, Mapping, attach, create_sealed, create_table
+from tensoryard.shm import mapping as mapping_module
+from tensoryard.shm.mapping import PAGE_BYTES, Mapping
+from tensoryard.shm.os_memory import attach, create_sealed, create_table
 
 from ..baseline import Baseline
 
@@ -176,7 +178,7 @@ def test_an_array_keeps_its_mapping_and_its_owner(mapped):
 
 def test_without_madvise_pages_are_touched_one_by_one(monkeypatch):
     """On kernels that cannot populate by madvise, a segment is made all the same, full of zeros."""
-    monkeypatch.setattr(os_memory, "_MADV_POPULATE_WRITE", 0xFFFF)
+    monkeypatch.setattr(mapping_module, "_MADV_POPULATE_WRITE", 0xFFFF)
     fd, mapping = create_sealed(SIZE)
     os.close(fd)
     assert not mapping.bytes_at(0, SIZE).any()

@@ -11,7 +11,7 @@ import pytest
 
 from tensoryard.errors import SegmentGone, StaleHandle
 from tensoryard.shm import Pool
-from tensoryard.shm.os_memory import PAGE_BYTES
+from tensoryard.shm.mapping import PAGE_BYTES
 
 MIB = 1 << 20
 

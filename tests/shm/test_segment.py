@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tensoryard.errors import ForgedHandle, StaleHandle
 from tensoryard.shm import SharedMemoryArray
-from tensoryard.shm.os_memory import PAGE_BYTES, attach, create_sealed
+from tensoryard.shm.mapping import PAGE_BYTES
+from tensoryard.shm.os_memory import attach, create_sealed
 from tensoryard.shm.segment import OwnedSegment, SegmentLayout, segment_bytes
 from tensoryard.shm.size_classes import block_bytes
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensoryard.shm.os_memory import PAGE_BYTES
+from tensoryard.shm.mapping import PAGE_BYTES
 from tensoryard.shm.segment import segment_bytes
 from tensoryard.shm.size_classes import (
     MAX_SLAB_BLOCK_BYTES,

@@ -17,7 +17,7 @@ import numpy as np
 from tensoryard.errors import SegmentGone, StaleHandle
 from tensoryard.shm import Pool, Reader, size_classes
 from tensoryard.shm.leases import GrantedLeases, HeldLeases
-from tensoryard.shm.os_memory import Mapping
+from tensoryard.shm.mapping import Mapping
 from tensoryard.shm.reader import _Owner
 from tensoryard.shm.segment import SegmentLayout
 
@@ -56,7 +56,7 @@ class _Buffer(Mapping):
     __slots__ = ()
 
     def __init__(self, memory, *, writable):
-        self._map = memory
+        self._pages = memory
         self.size_bytes = len(memory)
         self.writable = writable
         self.address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
@@ -144,7 +144,7 @@ class _Tenancy(_Owner):
         segment = pool._segments.get(number)
         if segment is None:
             raise StaleHandle(f"segment {self.name}.{number} was given back; send the request again")
-        return SegmentLayout(_Buffer(segment.mapping._map, writable=False))
+        return SegmentLayout(_Buffer(segment.mapping._pages, writable=False))
 
     def is_alive(self):
         return self._landlord.process.alive

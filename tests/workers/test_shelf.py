@@ -170,8 +170,16 @@ class AnyCourse(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def late_word(self, key):
-        """Of something that is not there, or not there yet."""
-        if key not in self.there:
+        """Of something that is gone, or that nobody but its bringer wants by now."""
+        if key not in self.there and sum(name == key for name, _ in self.users) <= 1:
+            self.shelf.done(key, self.at)
+
+    @rule(key=KEYS)
+    def give_up(self, key):
+        """Somebody waits no longer for what another brings."""
+        waiting = [place for place, user in enumerate(self.users) if user[0] == key and key in self.bringing][1:]
+        if waiting:
+            del self.users[waiting[-1]]
             self.shelf.done(key, self.at)
 
     @rule(seconds=st.sampled_from([1.0, KEEP_S, HOLD_S]))
