@@ -209,7 +209,7 @@ class Reply:
             self._done = done
             # What comes counts as read only where the whole is wanted.
             told = self._reading.tell() if self._reading.collecting and not done else None
-            listeners = self._awaken()
+            listeners = self._awaken() if self._changed is not None or self._listeners else ()
         if told is not None:
             self._consumed(self.request_id, told)
         if listeners:

@@ -51,7 +51,7 @@ class PeerLink(Protocol):
         """Send what `more` may have kept back."""
 
     def receive(self) -> Frames | None:
-        """The next message, or None: then its owner may wait on `pollables`, which tell at once if there is another."""
+        """The next message, or None when none has come yet. Only after None may its owner wait on `pollables`."""
 
     def begin_anew(self) -> None:
         """Leave the hub without a word and find it again, where the hub can see that: what was received is in doubt."""

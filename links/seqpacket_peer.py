@@ -62,8 +62,6 @@ class SeqpacketPeer:
         self._epoll = select.epoll()
         self._pause_s = _FIRST_PAUSE_S
         self._next_try = -math.inf
-        #: The last packet has been given out, and the kernel has not been asked for another since.
-        self._given_out = False
         #: A hub was reached before.
         self._met = False
         self._complained = False
@@ -148,13 +146,10 @@ class SeqpacketPeer:
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def receive(self) -> Frames | None:
-        """The next message, or None. Connects again and sends on, when it is time to.
+        """The next message, or None when none has come yet. Connects again and sends on, when it is time to.
 
-        None also at the end of a packet: most come alone, and to ask for another in vain costs more than to wait.
+        The end of a packet is not the end of what has come: a worker that began its step there would make it small.
         """
-        if self._given_out:
-            self._given_out = False
-            return None
         channel = self._channel or self._connect()
         if channel is None:
             return None
@@ -166,7 +161,6 @@ class SeqpacketPeer:
             self._disconnect(error)
             return None
         if frames is not None:
-            self._given_out = not channel.has_more
             self._pause_s = _FIRST_PAUSE_S
             self._complained = False
         return frames

@@ -207,3 +207,15 @@ def test_it_is_known_in_its_folder(address, make_peer):
     make_peer()
     assert os.stat(Path(address.removeprefix("unix://")).parent).st_mode & 0o077 == 0
     assert fresh_address() != address
+
+
+def test_all_that_has_come_is_given_out(link, address, make_peer):
+    """None means that nothing is left, not that a packet is: who makes batches of what has come makes them whole."""
+    peer = make_peer()
+    with closing(link.hub(address)) as (hub,):
+        identity = link.met(hub, peer)
+        messages = [[b"%d" % number] for number in range(5)]
+        for message in messages:
+            assert hub.send(identity, message)
+        assert [peer.receive() for _ in messages] == messages
+        assert peer.receive() is None
