@@ -1454,6 +1454,10 @@ contract(
         data segment_number: int
         """,
     ),
+    Differs(
+        "made of an owner's own parts, which need no checks: those of a handle that comes from elsewhere are checked",
+        "classmethod of_own: (name, shape, dtype, offset, generation, host)",
+    ),
     Differs(WIRE, "method to_wire: ()"),
 )
 contract(

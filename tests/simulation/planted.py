@@ -35,12 +35,10 @@ def _accept_stale_answers(self, event):
         self._free_slot(worker, event.request_id, event.attempt)
 
 
-def _drop_answers_after_a_restart(self, request, event, deliver=Router._deliver):
+def _drop_answers_after_a_restart(self, worker_name, request_id, attempt, seq, at, take=Router.take_last):
     """The last output of work that an earlier coordinator began reaches nobody."""
-    if request.adopted and event.done and not event.code:
-        self._end(request, "finished")
-    else:
-        deliver(self, request, event)
+    request = take(self, worker_name, request_id, attempt, seq, at)
+    return None if request is not None and request.adopted else request
 
 
 def _forget_what_is_under_way(self, welcome, _at, _hellos):
@@ -92,7 +90,7 @@ def _keep_leases_of_the_dead(self, reader, leases):
 PLANTED = {
     "a stale attempt's answer is accepted": (Router, "_on_output", _accept_stale_answers),
     "a leased block is freed": (Block, "is_free", property(lambda self: not self.holds and not self.pending)),
-    "a terminal answer is dropped on restart": (Router, "_deliver", _drop_answers_after_a_restart),
+    "a terminal answer is dropped on restart": (Router, "take_last", _drop_answers_after_a_restart),
     "what is under way is not sent again": (ClientConversation, "welcomed", _forget_what_is_under_way),
     "a request's memory is not given back": (PendingTable, "settle", _keep_the_memory),
     "a body is kept": (Dispatcher, "_perform", _keep_the_body),
