@@ -11,6 +11,7 @@ from unittest.mock import patch
 from tensoryard.client.conversation import Conversation as ClientConversation
 from tensoryard.client.pending import PendingTable
 from tensoryard.coordinator.dispatcher import Dispatcher
+from tensoryard.coordinator.events import ForgetBody
 from tensoryard.coordinator.records import RequestState
 from tensoryard.coordinator.router import Router, _discard
 from tensoryard.links.presence import Presence
@@ -38,7 +39,10 @@ def _accept_stale_answers(self, event):
 def _drop_answers_after_a_restart(self, worker_name, request_id, attempt, seq, at, take=Router.take_last):
     """The last output of work that an earlier coordinator began reaches nobody."""
     request = take(self, worker_name, request_id, attempt, seq, at)
-    return None if request is not None and request.adopted else request
+    if request is None or not request.adopted:
+        return request
+    self._effects.append(ForgetBody(request_id=request_id))
+    return None
 
 
 def _forget_what_is_under_way(self, welcome, _at, _hellos):
