@@ -115,8 +115,10 @@ class Fleet:
         return [self.expected(), *self.tick(at)]
 
     def worker_ready(self, name: str, at: float) -> list[Effect]:
-        """The coordinator says that a worker serves."""
+        """The coordinator says that a worker serves: one that is to leave has not been told so by this coordinator."""
         squad, member = self._find(name)
+        if member is not None and member.state is MemberState.DRAINING:
+            return [Drain(name=name)]
         if squad is None or member is None or member.state is not MemberState.STARTING:
             return []
         was_unhealthy = bool(squad.unhealthy)

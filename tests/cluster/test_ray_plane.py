@@ -84,13 +84,17 @@ class Plane:
             report["fetched_bytes"] = Counter({identities[h]: n for h, n in report["fetched_bytes"].items()})
         return found
 
-    def stored(self) -> int:
-        """Objects in Ray's stores, all nodes together."""
+    def stored_percent(self) -> float:
+        """How full Ray's stores are, all nodes together.
+
+        By bytes: an object that was on its way to a process that died stays in Ray's count, with no memory, for ever.
+        """
         module = "__import__('importlib').import_module('ray._private.internal_api')"
         text = self.ray.ask(f"{module}.memory_summary(stats_only=True)")
         assert isinstance(text, str)
         (line,) = (line for line in text.splitlines() if "objects" in line and "Plasma memory usage" in line)
-        return int(line.partition("MiB, ")[2].partition(" objects")[0])
+        print(line)
+        return float(line.partition("objects, ")[2].partition("% full")[0])
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +118,8 @@ def _is_clean(plane: Plane) -> bool:
     """Nothing is lent, landed or leased, and Ray's stores are empty; what is left is shown when a test fails."""
     names = ("lent_now", "landed_now", "leases_now", "used_blocks")
     held = {(host, name): report[name] for host, report in plane.porters().items() for name in names if report[name]}
-    stored = plane.stored()
-    print("left:", held, "and in Ray's stores:", stored)
-    return not held and not stored
+    print("left:", held)
+    return not held and not plane.stored_percent()
 
 
 def _since(before: dict[str, Any], after: dict[str, Any], host: str, name: str) -> Any:

@@ -573,8 +573,17 @@ def test_a_worker_that_gets_ready_while_it_is_dismissed_stays_dismissed():
     fleet = Fleet()
     [name] = launched(fleet.deploy([wanted()], 0.0))
     fleet.stop(1.0)
-    assert fleet.worker_ready(name, 2.0) == []
+    assert fleet.worker_ready(name, 2.0) == [Drain(name=name)]
     assert [member.state for member in fleet.members] == [MemberState.DRAINING]
+
+
+def test_a_coordinator_that_has_not_heard_who_is_to_leave_is_told():
+    """The order went to one that died of it: its successor says that the worker serves, and gets the order again."""
+    fleet, [name] = started(1)
+    assert fleet.stop(1.0) == [Drain(name=name)]
+    assert fleet.worker_ready(name, 2.0) == [Drain(name=name)]
+    assert fleet.tick(3.0) == []
+    assert fleet.worker_ended(name, "drained", 4.0) == [Finished()]
 
 
 # -- anything at any time ---------------------------------------------------------------------------------------------
@@ -652,7 +661,12 @@ class AnyCourse(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def ready(self, data: st.DataObject) -> None:
-        self.see(self.fleet.worker_ready(self.any_name(data), self.at))
+        """Whoever says so of one that is to leave has not heard that it is."""
+        name = self.any_name(data)
+        leaving = name in self.drained and name in self.alive
+        self.drained.discard(name)
+        self.see(self.fleet.worker_ready(name, self.at))
+        assert name in self.drained or not leaving
 
     @rule(data=st.data())
     def start_failed(self, data: st.DataObject) -> None:
