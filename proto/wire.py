@@ -7,6 +7,8 @@ them; docs/spec/wire.md specifies the dialogue. This module does no I/O.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -518,25 +520,22 @@ def check_version(version: int, peer: str, *, own: str = "this side") -> None:
 
 def split_frames(outputs: list[Output], frames: list[Any]) -> list[list[Any]]:
     """The frames of each output of OUTPUTS, in order; ProtocolError when the counts do not add up."""
-    return _split([output.frames for output in outputs], frames)
+    return list(_split([output.frames for output in outputs], frames))
 
 
-def split_answers(answers: Answers, frames: list[Any]) -> list[list[Any]]:
-    """The same for ANSWERS."""
+def split_answers(answers: Answers, frames: list[Any]) -> Iterator[list[Any]]:
+    """The same for ANSWERS, one by one: some hundred lists at once would each time call the garbage collector."""
     if len(answers.frames) != len(answers.outputs):
         raise ProtocolError("ANSWERS announces frames for another number of outputs than it has")
     return _split(answers.frames, frames)
 
 
-def _split(counts: list[int], frames: list[Any]) -> list[list[Any]]:
+def _split(counts: list[int], frames: list[Any]) -> Iterator[list[Any]]:
     if sum(counts) != len(frames):
         raise ProtocolError(
             f"a message announces another number of frames, {sum(counts)}, than it carries, {len(frames)}"
         )
     if counts.count(1) == len(counts):  # nearly always
-        return [[frame] for frame in frames]
-    parts, start = [], 0
-    for count in counts:
-        parts.append(frames[start : start + count])
-        start += count
-    return parts
+        return ([frame] for frame in frames)
+    starts = itertools.accumulate(counts, initial=0)
+    return (frames[start : start + count] for start, count in zip(starts, counts, strict=False))

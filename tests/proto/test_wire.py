@@ -471,7 +471,7 @@ def test_w_36_answers_frames_add_up():
     outputs = [wire.Partial(request_id="a", seq=0), wire.Final(request_id="b", seq=3)]
     answers = wire.Answers(outputs=outputs, frames=[2, 1])
     assert wire.decode(wire.TO_CLIENT, wire.encode(answers)) == answers
-    assert wire.split_answers(answers, ["a", "b", "c"]) == [["a", "b"], ["c"]]
+    assert list(wire.split_answers(answers, ["a", "b", "c"])) == [["a", "b"], ["c"]]
     for counts, frames in [([2, 1], ["a"]), ([2, 1], ["a", "b", "c", "d"]), ([3], ["a", "b", "c"]), ([], [])]:
         with pytest.raises(ProtocolError):
             wire.split_answers(wire.Answers(outputs=outputs, frames=counts), frames)
