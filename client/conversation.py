@@ -321,7 +321,7 @@ class Conversation:
         except Exception as error:
             self._on_unreadable(message, error, at)  # by no other name: its frames would keep it for ever
             return
-        if entry is not None and entry is self.pending.get(request_id):  # not ended meanwhile by its caller
+        if entry is not None and not entry.settled:  # meanwhile, by its caller
             self._take(entry, message, body, output, at)
 
     def fetched(self, request_id: str, output: Any, at: float) -> None:
@@ -446,8 +446,8 @@ class Conversation:
 
     def _meant(self, message: wire.Partial | wire.Final | wire.Error) -> Pending | None:
         """The request that an answer is for: not one that has the same name and came after it."""
-        entry = self.pending.get(message.request_id)
-        if entry is not None and message.submission in (entry.submit.submission, 0):
+        entry, submission = self.pending.get(message.request_id), message.submission
+        if entry is not None and (not submission or submission == entry.submit.submission):
             return entry
         return None
 

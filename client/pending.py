@@ -44,6 +44,8 @@ class Pending(msgspec.Struct, eq=False):
     restarting: bool = False
     #: Its caller does not want the answer any more.
     cancelled: bool = False
+    #: It has ended, and is under way no more.
+    settled: bool = False
     #: Outputs taken over from the stream so far, their bytes, and those of an envelope without a ledger.
     received: int = 0
     received_bytes: int = 0
@@ -145,6 +147,7 @@ class PendingTable:
             entry = self._entries.pop(request_id, None)
             self.size_bytes -= _size_of(entry) if entry is not None else 0
         if entry is not None:
+            entry.settled = True
             entry.body.release()
         return entry
 

@@ -350,8 +350,7 @@ class Broker:
             log.warning("outputs of worker %s cannot be passed on: %s", peer.name, error.text)
             outputs = translation.as_errors(outputs, error)
             parts = [[] for _ in outputs]
-        for output, frames in zip(outputs, parts, strict=True):
-            self._dispatcher.answer(peer.name, output, frames, at)
+        self._dispatcher.answer(peer.name, outputs, parts, at)
 
     def _serve_fleet(self, peer: Peer, message: Any, _body: wire.Frames, at: float) -> None:
         match message:

@@ -6,6 +6,7 @@ The outgoing half of `broker.py`, which makes events of what peers say; what is 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
@@ -33,7 +34,7 @@ class Dispatcher:
         #: To be done outside, in order.
         self.actions: list[Action] = []
         #: Outputs that go with the next message to their client, by its identity, with the frames of each.
-        self._gathered: dict[bytes, list[tuple[wire.Partial | wire.Final, wire.Frames]]] = {}
+        self._gathered: dict[bytes, list[translation.Answer]] = {}
         #: Events that came up while effects were performed.
         self._pending: deque[ev.Event] = deque()
         self._handling = False
@@ -65,20 +66,33 @@ class Dispatcher:
         self.handle(arrived)
         return arrived.body_bytes
 
-    def answer(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> None:
-        """One output has come."""
-        if not output.done and not output.code and not self._handling:
-            request = self.router.take_part(worker, output.request_id, output.attempt, output.seq, at)
-            if request is not None:
-                part = wire.Partial(
-                    request_id=output.request_id,
-                    seq=output.seq,
-                    ledger=output.ledger,
-                    submission=request.submission,
-                )
-                self._pass_on(request.client, part, frames)
-                return
-        if output.done and not output.code and not self._handling:
+    def answer(self, worker: str, outputs: Sequence[wire.Output], bodies: Sequence[wire.Frames], at: float) -> None:
+        """What one step of a worker has brought; by far the most of it are next parts of streams."""
+        take_part = self.router.take_part
+        gathered: dict[str, list[translation.Answer]] = {}
+        for output, frames in zip(outputs, bodies, strict=True):
+            request = None
+            if not output.done and not output.code:
+                request = take_part(worker, output.request_id, output.attempt, output.seq, at)
+            if request is None:
+                self._take_other(worker, output, frames, at)
+                gathered.clear()  # some may have left by that
+                continue
+            part = wire.Partial(
+                request_id=output.request_id,
+                seq=output.seq,
+                ledger=output.ledger,
+                submission=request.submission,
+            )
+            answers = gathered.get(request.client)
+            if answers is not None:
+                answers.append((part, frames))
+            elif (answers := self._pass_on(request.client, part, frames)) is not None:
+                gathered[request.client] = answers
+
+    def _take_other(self, worker: str, output: wire.Output, frames: wire.Frames, at: float) -> None:
+        """An output that is not the next part of a stream: a last one, an error, or one that nobody expects."""
+        if output.done and not output.code:
             request = self.router.take_last(worker, output.request_id, output.attempt, output.seq, at)
             if request is not None:
                 self._finish(request, output, frames, at)
@@ -189,17 +203,21 @@ class Dispatcher:
         if effect.what == "hung" and peer is not None:
             self.lose(peer, "hung", at)
 
-    def _pass_on(self, client: str, message: wire.Partial | wire.Final, frames: wire.Frames) -> None:
+    def _pass_on(
+        self, client: str, message: wire.Partial | wire.Final, frames: wire.Frames
+    ) -> list[translation.Answer] | None:
+        """An output leaves for its client; returns those that it leaves with, if it may take more along."""
         peer = self.roster.named("client", client)
         if peer is None:
-            return
-        if "answers" in peer.features:
-            gathered = self._gathered.get(peer.identity)
-            if gathered is None:
-                gathered = self._gathered[peer.identity] = []
-            gathered.append((message, frames))
-        else:
+            return None
+        if "answers" not in peer.features:
             self.send(peer.identity, message, frames)
+            return None
+        gathered = self._gathered.get(peer.identity)
+        if gathered is None:
+            gathered = self._gathered[peer.identity] = []
+        gathered.append((message, frames))
+        return gathered
 
     def take_actions(self) -> list[Action]:
         """What is to be done since it was last asked, in order; of each peer, that is, what it is sent."""
@@ -216,9 +234,8 @@ class Dispatcher:
         if len(gathered) == 1:
             self.send(identity, *gathered[0])
             return
-        for part in translation.in_messages(gathered):
-            answers = wire.Answers(outputs=[output for output, _ in part], frames=[len(body) for _, body in part])
-            self.send(identity, answers, [frame for _, body in part for frame in body])
+        for answers, frames in translation.in_messages(gathered):
+            self.send(identity, answers, frames)
 
     def _to(self, role: str, name: str, message: wire.Message, body: wire.Frames | None = None) -> None:
         peer = self.roster.named(role, name)

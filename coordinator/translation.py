@@ -18,6 +18,9 @@ from . import events as ev
 MAX_ANSWERS = 1024
 _STATUSES = {status.value for status in LoRAStatus}
 
+#: An output for a client, and its frames.
+Answer = tuple[wire.Partial | wire.Final, wire.Frames]
+
 
 # -- messages to events -----------------------------------------------------------------------------------------------
 
@@ -163,25 +166,28 @@ def output_message(effect: ev.SendOutput, ledger: wire.Ledger | None) -> wire.Pa
     return kind(request_id=effect.request_id, seq=effect.seq, ledger=ledger, submission=effect.submission)
 
 
-def in_messages(
-    gathered: list[tuple[wire.Partial | wire.Final, wire.Frames]], most_bytes: int = 1 << 20
-) -> Iterator[list[tuple[wire.Partial | wire.Final, wire.Frames]]]:
+def in_messages(gathered: list[Answer], most_bytes: int = 1 << 20) -> Iterator[tuple[wire.Answers, wire.Frames]]:
     """Outputs for one client as few messages: of at most MAX_FRAMES frames, and small, so that the first comes soon."""
-    weights = [wire.size_of(body) for _, body in gathered]
-    counts = [len(body) for _, body in gathered]
-    if len(gathered) <= MAX_ANSWERS and sum(counts) < wire.MAX_FRAMES and sum(weights) <= most_bytes:  # nearly always
-        yield gathered
+    frames = [frame for _, body in gathered for frame in body]
+    if len(gathered) <= MAX_ANSWERS and len(frames) < wire.MAX_FRAMES and wire.size_of(frames) <= most_bytes:
+        yield _answers(gathered), frames  # nearly always
         return
-    part: list[tuple[wire.Partial | wire.Final, wire.Frames]] = []
-    frames = size = 0
-    for entry, count, weight in zip(gathered, counts, weights, strict=True):
-        full = len(part) >= MAX_ANSWERS or frames + count >= wire.MAX_FRAMES or size + weight > most_bytes
+    part: list[Answer] = []
+    count = size = 0
+    for entry in gathered:
+        body = entry[1]
+        weight = wire.size_of(body)
+        full = len(part) >= MAX_ANSWERS or count + len(body) >= wire.MAX_FRAMES or size + weight > most_bytes
         if part and full:
-            yield part
-            part, frames, size = [], 0, 0
+            yield _answers(part), [frame for _, body in part for frame in body]
+            part, count, size = [], 0, 0
         part.append(entry)
-        frames, size = frames + count, size + weight
-    yield part
+        count, size = count + len(body), size + weight
+    yield _answers(part), [frame for _, body in part for frame in body]
+
+
+def _answers(part: list[Answer]) -> wire.Answers:
+    return wire.Answers(outputs=[output for output, _ in part], frames=[len(body) for _, body in part])
 
 
 def error_message(effect: ev.SendError) -> wire.Error:

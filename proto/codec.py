@@ -28,7 +28,7 @@ from ..shm import Loan, Pool, Reader, SharedMemoryArray
 from ..shm.dtypes import MAX_DIMENSIONS, dtype_name, parse_dtype
 from .body_bounds import require_few_containers
 from .plain_types import is_plain
-from .request import RequestID
+from .request import RequestID, received_id
 
 #: Extension codes.
 INLINE = 1
@@ -403,7 +403,7 @@ def _plain_decoder(type_: Any) -> Callable[[Any], Any] | None:
 
 def _request_id(_type: Any, value: Any) -> RequestID:
     """The only class of our own in such a type: see `is_plain`."""
-    return RequestID.from_wire(value)
+    return received_id(value) if type(value) is str else RequestID.from_wire(value)
 
 
 def _no_array(_code: int, _data: memoryview) -> NoReturn:

@@ -63,7 +63,7 @@ class RequestID:
         """The id a received value stands for; InvalidRequest for what is no id, None included, and for the dummy's."""
         if not isinstance(value, str):
             raise InvalidRequest(f"a RequestID travels as a text, not as a {type(value).__name__}")
-        return _received(value)
+        return received_id(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RequestID) and self.value == other.value
@@ -87,8 +87,8 @@ def _short(value: object) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _received(value: str) -> RequestID:
-    """Each output of a stream brings its id again."""
+def received_id(value: str) -> RequestID:
+    """`RequestID.from_wire` of a text. Each output of a stream brings its id again."""
     if value == DUMMY_REQUEST_ID.value:
         raise InvalidRequest(f"the RequestID {value!r} is kept for work that a worker gives itself")
     return RequestID(value)
