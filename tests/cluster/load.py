@@ -36,6 +36,9 @@ class Load:
         except BaseException as error:
             self.wrong.append(error)
 
+    def has_answered_more_than(self, answered: int) -> bool:
+        return self.answered > answered
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
