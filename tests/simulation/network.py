@@ -227,6 +227,7 @@ class ZmqConnection(_Connection):
     def hold(self):
         """Nothing gets through, either way, until `release`; then what waited arrives, if it was not too long."""
         self.partitioned = True
+        self.peer.struck = True
         self._adjust()
         self.network.world.later(self.network.silence_s, self._fall_silent)
         return True
