@@ -185,7 +185,6 @@ class Faults:
             for peer in cut:
                 peer.connection.release()
                 if peer.role == "worker" and peer.alive:
-                    peer.struck = True
                     peer.kill()
 
         self._later(for_s, come_back)

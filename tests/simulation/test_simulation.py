@@ -60,6 +60,14 @@ def test_a_seed_replays():
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_a_start_that_was_cut_off_with_its_host_has_failed():
+    """Two fail and a third is cut off: reason enough to give a deployment up. Other plans need another seed."""
+    result = run_seed(22211)
+    assert result.violation is None, "\n".join(tell(result))
+    assert result.faults["lose host"]
+    assert result.outcomes["deployment_unhealthy"]
+
+
 def test_a_plan_without_a_part_is_a_plan():
     """Which is how a failing one is made smaller."""
     plan = make_plan(7)
